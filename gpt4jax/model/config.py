@@ -1,0 +1,86 @@
+"""The shape of a decoder: one frozen dataclass, checked when it is made."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+CHOICES = {
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "rope"),
+    "activation": ("gelu", "swiglu"),
+    "layers": ("scan", "unroll"),
+    "remat": ("none", "dots", "full"),
+    "dtype": ("float32", "bfloat16", "float64"),
+    "param_dtype": ("float32", "bfloat16", "float64"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A decoder by its sizes and choices. What each field means stands in `gpt4jax/config.py`.
+
+    GPT-2 and GPT-3 are the defaults below; Llama is norm="rmsnorm", position="rope",
+    activation="swiglu", use_bias=False and num_kv_heads < num_heads.
+
+    Raises:
+        ValueError: a choice that does not exist or sizes that do not fit together.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_seq_len: int
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    position: str = "learned"
+    rope_theta: float = 10_000.0
+    activation: str = "gelu"
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    attention: tuple[str, ...] = ("dense",)
+    attention_soft_cap: float = 0.0
+    logit_soft_cap: float = 0.0
+    dropout: float = 0.0
+    init_std: float = 0.02
+    layers: str = "scan"
+    remat: str = "none"
+    loss_chunk_len: int = 0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and field.name != "loss_chunk_len" and value < 1:
+                raise ValueError(f"model.{field.name} is {value}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
+        if not self.attention or self.num_layers % len(self.attention):
+            raise ValueError(
+                f"model.attention has a cycle of {len(self.attention)} patterns, "
+                f"which does not divide num_layers {self.num_layers}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.loss_chunk_len < 0:
+            raise ValueError(f"model.loss_chunk_len is {self.loss_chunk_len}; it must be 0 (whole rows) or more")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The type of activations and of the weights inside a matrix product."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def stable_dtype(self) -> jnp.dtype:
+        """The type of norms, softmax, rotations and losses: float32, or float64 where all is float64."""
+        return jnp.promote_types(self.compute_dtype, jnp.float32)

@@ -1,0 +1,47 @@
+"""Floating-point operations and utilisation, as definitions: pure functions of a config.
+
+A multiplication and an addition are two operations. Only matrix products are counted, causal
+attention by half (a query sees on average half the row), recomputation under remat not at all.
+"""
+
+from gpt4jax.model.config import Config
+from gpt4jax.model.parameters import table
+
+# Dense bf16 peak of one chip, FLOP/s, by a substring of jax's device_kind; makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 2307e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}
+
+
+def flops_per_token(config: Config, seq_len: int) -> dict[str, float]:
+    """Operations per token of a row of `seq_len` tokens: {"forward", "train"}; train is three times forward.
+
+    forward = 2 P + 2 L N H T: P the values in matrices that each token is multiplied by (token and
+    position look-ups are none, a tied embedding counts once, as the output matrix); attention is two
+    products of 2 N H per query and key, over T / 2 keys. Kaplan et al. 2020 (table 1) with the causal
+    half; PaLM (appendix B) without it.
+    """
+    matmul = sum(row.size for row in table(config) if row.matmul)
+    attention = config.num_layers * config.num_heads * config.head_dim * seq_len
+    forward = 2.0 * matmul + 2.0 * attention
+    return {"forward": forward, "train": 3 * forward}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 peak of a device in FLOP/s; None if we don't know the device, and then there is no MFU."""
+    matches = [name for name in PEAK_FLOPS if name.lower() in device_kind.lower()]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
+
+
+def mfu(tokens_per_second: float, flops_of_a_token: float, devices: int, peak: float) -> float:
+    """Model FLOPs utilisation, a fraction of the dense bf16 peak of `devices` devices of `peak` FLOP/s each."""
+    return tokens_per_second * flops_of_a_token / (devices * peak)

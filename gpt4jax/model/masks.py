@@ -1,0 +1,88 @@
+"""Attention masks as functions of positions: which keys a query may see.
+
+A mask answers elementwise and broadcasts: `mask(q_pos, k_pos) -> bool`. Positions count within a
+document; that two tokens belong to the same document is asked separately (segment ids, which are data
+and not a pattern). `&` and `|` combine masks. None but `causal` is causal by itself.
+"""
+
+import dataclasses
+
+import jax
+
+
+class Mask:
+    """A pattern of query and key positions."""
+
+    def __call__(self, q_pos: jax.Array, k_pos: jax.Array) -> jax.Array:
+        """Whether the query sees the key, for integer positions that broadcast against each other."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which keys it shows")
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return And(self, other)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Or(self, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class And(Mask):
+    """Both masks show the key."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, q_pos, k_pos):
+        return self.left(q_pos, k_pos) & self.right(q_pos, k_pos)
+
+
+@dataclasses.dataclass(frozen=True)
+class Or(Mask):
+    """At least one of the masks shows the key."""
+
+    left: Mask
+    right: Mask
+
+    def __call__(self, q_pos, k_pos):
+        return self.left(q_pos, k_pos) | self.right(q_pos, k_pos)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Mask):
+    """The key does not come after the query."""
+
+    def __call__(self, q_pos, k_pos):
+        return k_pos <= q_pos
+
+
+@dataclasses.dataclass(frozen=True)
+class Banded(Mask):
+    """The key lies less than `window` positions before the query (or anywhere after it)."""
+
+    window: int
+
+    def __call__(self, q_pos, k_pos):
+        return q_pos - k_pos < self.window
+
+
+def causal() -> Mask:
+    """k <= q."""
+    return Causal()
+
+
+def banded(window: int) -> Mask:
+    """q - k < window."""
+    return Banded(window)
+
+
+def from_pattern(pattern: str) -> Mask:
+    """The mask of a layer, from its name in `config.model.attention`: "dense" or "banded:WINDOW".
+
+    Raises:
+        ValueError: a name that is no pattern.
+    """
+    name, _, argument = pattern.partition(":")
+    if name == "dense" and not argument:
+        return causal()
+    if name == "banded" and argument.isdecimal() and int(argument) > 0:
+        return causal() & banded(int(argument))
+    raise ValueError(f"model.attention has {pattern!r}; a pattern is 'dense' or 'banded:WINDOW' (such as 'banded:256')")

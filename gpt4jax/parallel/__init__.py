@@ -1,0 +1,1 @@
+"""Meshes and the partition of parameters and batches over them."""

@@ -1,0 +1,99 @@
+"""Next-token cross-entropy over a large vocabulary, without the logits of a whole batch at once."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gpt4jax.model import unembed
+from gpt4jax.model.axes import constrain
+from gpt4jax.model.config import Config
+from gpt4jax.model.parameters import Params
+
+
+class LossSums(NamedTuple):
+    """Sums over target tokens: what is minimised, and the plain negative log-likelihood in nats."""
+
+    objective: jax.Array
+    nll: jax.Array
+
+
+def summed_loss(
+    config: Config, params: Params, x_btd: jax.Array, targets_bt: jax.Array, weights_bt: jax.Array, z_loss: float = 0.0
+) -> LossSums:
+    """Sum of weight * (nll + z_loss * log(Z)^2) over tokens; Z is the softmax's normaliser (PaLM, section 5).
+
+    Logits exist for `config.loss_chunk_len` positions of each row at a time (0: all at once). The
+    gradient of a chunk is taken while its logits exist, in the forward pass, so that the backward pass
+    neither keeps nor recomputes them. `nll` is a metric: no gradient flows through it.
+    """
+    t, chunk = x_btd.shape[1], config.loss_chunk_len or x_btd.shape[1]
+    pad = -t % chunk
+    if pad:
+        x_btd = jnp.pad(x_btd, ((0, 0), (0, pad), (0, 0)))
+        targets_bt, weights_bt = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_bt, weights_bt))
+    return LossSums(*_chunked(config, z_loss, chunk, _unembedding(config, params), x_btd, targets_bt, weights_bt))
+
+
+def _unembedding(config: Config, params: Params) -> Params:
+    """The part of the parameters that `unembed` reads, so that only it gets a gradient here."""
+    group, name = ("embed", "token_vd") if config.tie_embeddings else ("final", "unembed_vd")
+    return {group: {name: params[group][name]}}
+
+
+def _chunk_sums(config, z_loss, params, x_bcd, targets_bc, weights_bc):
+    logits_bcv = unembed(config, params, x_bcd)
+    log_z_bc = jax.nn.logsumexp(logits_bcv, axis=-1)
+    # A comparison instead of a gather: its gradient is no scatter, and XLA fuses it with the sum.
+    hit_bcv = targets_bc[..., None] == jnp.arange(logits_bcv.shape[-1])
+    nll_bc = log_z_bc - jnp.sum(jnp.where(hit_bcv, logits_bcv, 0), axis=-1)
+    weights_bc = weights_bc.astype(nll_bc.dtype)
+    nll = jnp.sum(nll_bc * weights_bc)
+    return nll + z_loss * jnp.sum(jnp.square(log_z_bc) * weights_bc), nll
+
+
+def _chunks(chunk, *arrays):
+    """(B, T, ...) -> (T / chunk, B, chunk, ...) of each array."""
+    return tuple(
+        jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
+    zero = jnp.zeros((), config.stable_dtype)
+
+    def body(sums, xs):
+        objective, nll = _chunk_sums(config, z_loss, params, *xs)
+        return (sums[0] + objective, sums[1] + nll), None
+
+    return jax.lax.scan(body, (zero, zero), _chunks(chunk, x_btd, targets_bt, weights_bt))[0]
+
+
+def _chunked_forward(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
+    zero = jnp.zeros((), config.stable_dtype)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def body(carry, xs):
+        (objective_sum, nll_sum), d_params = carry
+        x_bcd, targets_bc, weights_bc = xs
+        objective, pull, nll = jax.vjp(
+            lambda p, x: _chunk_sums(config, z_loss, p, x, targets_bc, weights_bc), params, x_bcd, has_aux=True
+        )
+        d_chunk, dx_bcd = pull(jnp.ones_like(objective))
+        d_params = jax.tree.map(jnp.add, d_params, d_chunk)
+        return ((objective_sum + objective, nll_sum + nll), d_params), dx_bcd
+
+    (sums, d_params), dx_nbcd = jax.lax.scan(body, ((zero, zero), zeros), _chunks(chunk, x_btd, targets_bt, weights_bt))
+    dx_btd = constrain(jnp.moveaxis(dx_nbcd, 0, 1).reshape(x_btd.shape), "act_batch", "act_len", "act_embed")
+    return sums, (d_params, dx_btd)
+
+
+def _chunked_backward(config, z_loss, chunk, residuals, cotangents):
+    d_objective, _ = cotangents
+    d_params, dx_btd = jax.tree.map(lambda d: d * d_objective.astype(d.dtype), residuals)
+    return d_params, dx_btd, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,65 @@
+"""AdamW with a learning-rate schedule, a decay mask and clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+from gpt4jax.model.config import Config
+from gpt4jax.model.parameters import tree
+
+SCHEDULES = ("warmup_cosine", "warmup_stable_decay")
+
+
+def schedule(options: Any, num_steps: int) -> optax.Schedule:
+    """Learning rate by step: a linear warmup, then a cosine, or a plateau and a linear decay, to final_fraction.
+
+    `options` is the config group `optimizer`.
+
+    Raises:
+        ValueError: a schedule that does not exist, or phases longer than the run.
+    """
+    peak, warmup = options.learning_rate, options.warmup_steps
+    final = peak * options.final_fraction
+    decay = options.decay_steps if options.schedule == "warmup_stable_decay" else num_steps - warmup
+    if options.schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule is {options.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+    if warmup + decay > num_steps or decay < 1:
+        raise ValueError(
+            f"optimizer.warmup_steps {warmup} and a decay of {decay} steps do not fit into num_steps {num_steps}"
+        )
+    ramp = optax.linear_schedule(0.0, peak, warmup)
+    if options.schedule == "warmup_cosine":
+        return optax.join_schedules(
+            [ramp, optax.cosine_decay_schedule(peak, decay, alpha=options.final_fraction)], [warmup]
+        )
+    return optax.join_schedules(
+        [ramp, optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [warmup, num_steps - decay]
+    )
+
+
+def adamw(options: Any, config: Config, num_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings only.
+
+    The learning rate of the first step is the schedule's at 1, so that no step is wasted on a rate of 0.
+    """
+    rate = schedule(options, num_steps)
+    decay_mask = tree(config, lambda row: row.decay)
+
+    def covered(params):
+        if jax.tree.structure(params) != jax.tree.structure(decay_mask):
+            raise ValueError("the weight-decay mask does not cover exactly the parameters of the table")
+        return decay_mask
+
+    clip = [optax.clip_by_global_norm(options.grad_clip_norm)] if options.grad_clip_norm else []
+    return optax.chain(
+        *clip,
+        optax.adamw(
+            lambda step: rate(step + 1),
+            b1=options.beta1,
+            b2=options.beta2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            mask=covered,
+        ),
+    )

@@ -1,0 +1,47 @@
+"""Eight virtual CPU devices for every test, and one tiny decoder of each shape."""
+
+import os
+
+# Most of the suite's time is compilation of programs that run for milliseconds: compile them without
+# LLVM's optimisations. Jobs started as subprocesses get the defaults; XLA_FLAGS= tests those here too.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from gpt4jax import model  # noqa: E402
+from gpt4jax.model.parameters import tree  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+GPT = dict(
+    vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, max_seq_len=32
+)
+LLAMA = dict(
+    GPT, num_kv_heads=2, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, tie_embeddings=False
+)
+# Wider than GPT-2's 0.02, so that attention is far from uniform and biases and scales matter.
+SHAPES = {"gpt": dict(GPT, init_std=0.3), "llama": dict(LLAMA, init_std=0.3)}
+
+
+@pytest.fixture(params=list(SHAPES))
+def shape(request) -> dict:
+    """The fields of a tiny decoder, GPT's shape and Llama's in turn."""
+    return SHAPES[request.param]
+
+
+def perturbed(config: model.Config, seed: int = 0):
+    """Initial parameters with noise on all of them: zeros and ones would hide a bias or a scale left out."""
+    rng = np.random.default_rng(seed)
+    dtype = jnp.dtype(config.param_dtype)
+
+    def draw(row):
+        return jnp.asarray(row.fill + rng.normal(0, max(row.std, 0.1), row.shape), dtype)
+
+    return tree(config, draw)
+
+
+apply = jax.jit(model.apply, static_argnums=0)

@@ -1,0 +1,39 @@
+"""FLOPs and MFU against numbers worked out by hand."""
+
+import pytest
+
+from gpt4jax import model
+from gpt4jax.model import flops
+
+
+def test_flops_of_a_tiny_decoder_by_hand():
+    config = model.Config(10, 2, 4, 2, 1, 2, 5, 8, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False)
+    # values multiplied by each token: tied output 40; a layer q 16, k 8, v 8, out 16, gate, up, down 20 each
+    matmul = 40 + 2 * (16 + 8 + 8 + 16 + 60)
+    # a layer of a row of 8: q k and weights v, 2 operations * 4 values * 8 keys each, halved
+    attention = 2 * (2 * 2 * 4 * 8) / 2
+    assert flops.flops_per_token(config, 8) == {
+        "forward": 2 * matmul + attention,
+        "train": 3 * (2 * matmul + attention),
+    }
+
+
+def test_untied_output_costs_the_same_as_tied():
+    tied = model.Config(10, 2, 4, 2, 1, 2, 5, 8)
+    untied = model.Config(10, 2, 4, 2, 1, 2, 5, 8, tie_embeddings=False)
+    assert flops.flops_per_token(tied, 8) == flops.flops_per_token(untied, 8)
+
+
+def test_gpt3_matches_the_published_training_compute():
+    config = model.Config(50257, 96, 12288, 96, 96, 128, 49152, 2048)
+    # Brown et al. 2020, table D.1: 3.14e23 for 300B tokens by 6 N alone; ours adds attention (halved) and the output.
+    total = 300e9 * flops.flops_per_token(config, 2048)["train"]
+    assert 3.14e23 < total < 1.03 * 3.14e23
+
+
+def test_mfu_and_peaks():
+    assert flops.mfu(1000, 5e9, 4, 2.5e12) == pytest.approx(0.5)
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert flops.peak_flops("TPU v5 lite") == 197e12
+    assert flops.peak_flops("TPU v5") == 459e12
+    assert flops.peak_flops("cpu") is None
