@@ -1,0 +1,216 @@
+"""The configuration of a run: every key with its default and meaning, and how overrides are read.
+
+A file in `configs/` starts from `default()` and sets what its run does differently; the config is
+locked, so a misspelt key is an error. `--config.GROUP.KEY=VALUE` overrides one value.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from gpt4jax.errors import UserError
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every key there is. The defaults are GPT-2's shape at a width for tests; the rest suits most runs."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of initial parameters, row order and dropout
+    c.num_steps = 1000  # optimizer steps of the whole run
+    c.batch_size = 8  # rows of one optimizer step, over all devices and micro-batches
+
+    c.model = m = ml_collections.ConfigDict()
+    m.vocab_size = 4096  # at least the tokenizer's
+    m.num_layers = 4
+    m.embed_dim = 64
+    m.num_heads = 4  # query heads
+    m.num_kv_heads = 4  # key and value heads; fewer than num_heads: grouped-query attention
+    m.head_dim = 16
+    m.mlp_dim = 256  # hidden width of the MLP
+    m.max_seq_len = 256  # longest row, and the size of a learned position table
+    m.norm = "layernorm"  # or "rmsnorm"
+    m.norm_eps = 1e-5
+    m.position = "learned"  # or "rope": rotary
+    m.rope_theta = 10_000.0  # base of the rotary frequencies
+    m.activation = "gelu"  # or "swiglu"
+    m.use_bias = True  # biases of the linear layers
+    m.tie_embeddings = True  # one matrix for token embedding and output
+    m.qk_norm = False  # RMSNorm on each head's queries and keys
+    m.attention = ("dense",)  # cycle of patterns over the layers: "dense", "banded:WINDOW"
+    m.attention_soft_cap = 0.0  # attention scores are bounded to +- this; 0: unbounded
+    m.logit_soft_cap = 0.0  # output logits are bounded to +- this; 0: unbounded
+    m.dropout = 0.0  # on the embedding and on what each sub-layer adds to the residual stream
+    m.init_std = 0.02  # of normal initializers; residual outputs: divided by sqrt(2 num_layers)
+    m.layers = "scan"  # compile one cycle of layers and loop; "unroll": faster steps, slower compilation
+    m.remat = "none"  # recompute in the backward pass: "dots" all but plain matrix products, "full" everything
+    m.loss_chunk_len = 0  # positions of each row whose logits exist at once; 0: all
+    m.dtype = "float32"  # of activations and matrix products
+    m.param_dtype = "float32"  # of stored parameters and optimizer moments
+
+    c.data = d = ml_collections.ConfigDict()
+    d.dataset = "python_stdlib"  # or "folder:PATH", "jsonl:PATH", or a TFDS name prepared as ArrayRecord
+    d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "bpe:SIZE"
+    d.seq_len = 256  # tokens in a row
+    d.train_split = "train"  # split names of a TFDS set
+    d.eval_split = "eval"
+    d.text_feature = "text"  # which feature of a TFDS set, or key of a JSONL object, is the text
+    d.shard_bytes = 2**25  # text in a logical shard of the token cache; a longer document is split
+    d.cache_dir = ""  # prepared data sets, tokenizers and token caches; "": $GPT4JAX_CACHE or ~/.cache/gpt4jax
+    d.prefetch = 4  # batches read ahead
+
+    c.optimizer = o = ml_collections.ConfigDict()
+    o.learning_rate = 1e-3  # the schedule's peak
+    o.schedule = "warmup_cosine"  # or "warmup_stable_decay"
+    o.warmup_steps = 100
+    o.decay_steps = 0  # length of the linear decay of warmup_stable_decay
+    o.final_fraction = 0.1  # last learning rate over the peak
+    o.beta1 = 0.9
+    o.beta2 = 0.95
+    o.eps = 1e-8
+    o.weight_decay = 0.1  # on matrices and embeddings, not on norms and biases
+    o.grad_clip_norm = 1.0  # on the global norm; 0: no clipping
+    o.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax's normaliser near 1
+    o.micro_batches = 1  # parts of a batch that are computed one after another
+
+    c.mesh = s = ml_collections.ConfigDict()
+    s.data = -1  # copies of the parameters; -1: all devices that the others leave
+    s.fsdp = 1  # shards of parameters and batch
+    s.tensor = 1  # shards of heads, MLP and vocabulary
+
+    c.checkpoint = k = ml_collections.ConfigDict()
+    k.checkpoint_every_steps = 500  # the last step is always saved; 0: only the last
+    k.keep = 2  # newest checkpoints to keep
+
+    c.eval = e = ml_collections.ConfigDict()
+    e.eval_every_steps = 500  # pass over the held-out set; the last step is always evaluated; 0: only the last
+    e.batch_size = 0  # rows; 0: as in training
+    e.log_every_steps = 10  # lines of metrics.jsonl
+    e.sample_prompt = "def "  # continued at the end of the run; "": no sample
+    e.sample_tokens = 64
+    return c.lock()
+
+
+def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+    """The config of a file's `get_config()` with `KEY=VALUE` overrides (dotted keys), locked.
+
+    Raises:
+        UserError: a file without get_config(), a key that does not exist, a value of another type.
+    """
+    file = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
+        raise UserError(f"there is no config file {path}" + (f"; did you mean {file.parent / near[0]}?" if near else ""))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: {str(error).strip(chr(34))}") from error
+    config = config.copy_and_resolve_references()
+    missing = set(_keys(default())) - set(_keys(config))
+    if missing:
+        raise UserError(f"{path} lacks {sorted(missing)[0]}; start it from gpt4jax.config.default()")
+    config.lock()
+    for override in overrides:
+        _override(config, override)
+    return config
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in config.items():
+        inner = isinstance(value, ml_collections.ConfigDict)
+        keys += _keys(value, f"{prefix}{name}.") if inner else [prefix + name]
+    return keys
+
+
+def _override(config: ml_collections.ConfigDict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    keys = _keys(config)
+    if key not in keys:
+        last = {k: k.rpartition(".")[2] for k in keys}
+        near = difflib.get_close_matches(key, keys, n=1) or [k for k in keys if last[k] == key.rpartition(".")[2]]
+        hint = f"; did you mean --config.{near[0]}?" if near else ""
+        raise UserError(f"the config has no key {key!r}{hint}")
+    if not equals:
+        raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
+    group, name = config, key
+    while "." in name:
+        head, _, name = name.partition(".")
+        group = group[head]
+    group[name] = _value(key, text, group[name])
+
+
+def _value(key: str, text: str, old: Any) -> Any:
+    """`text` read as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = {"true": True, "false": False}[text.lower()] if isinstance(old, bool) else ast.literal_eval(text)
+    except (KeyError, ValueError, SyntaxError):
+        value = (text,) if isinstance(old, tuple) and text else None
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, list | str):
+        value = (value,) if isinstance(value, str) else tuple(value)
+    if type(value) is not type(old):
+        raise UserError(f"--config.{key}={text}: it must be of type {type(old).__name__}, such as {old!r}")
+    return value
+
+
+def model_config(config: Mapping[str, Any]):
+    """The decoder's frozen dataclass from the group `model` of a config (or of its JSON)."""
+    from gpt4jax import model
+
+    fields = {field.name for field in dataclasses.fields(model.Config)}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items() if name in fields}
+    return model.Config(**values)
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The resolved config, as `config.json` beside a run has it."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run from its `config.json`.
+
+    Raises:
+        UserError: not a config of this version.
+    """
+    try:
+        loaded = json.loads(path.read_text())
+        config = default().unlock()
+        with config.ignore_type():
+            config.update(loaded)
+        config.model.attention = tuple(config.model.attention)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config of this version of gpt4jax: {error}") from error
+    return config.lock()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Iterable[str]) -> list[str]:
+    """Which keys differ, as "key: old -> new", except the groups and keys that may change on resuming."""
+    old_flat, new_flat = _flat(old), _flat(new)
+    return [
+        f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key) != new_flat.get(key) and not any(key == m or key.startswith(m + ".") for m in may_change)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

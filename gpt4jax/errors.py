@@ -1,0 +1,5 @@
+"""Errors that are the user's to mend: shown in words, without a traceback."""
+
+
+class UserError(Exception):
+    """What was wrong, which value, and what to do. A job prints it and exits with status 2."""
