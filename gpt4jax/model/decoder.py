@@ -103,8 +103,8 @@ def apply(config: Config, params: Params, tokens_bt: jax.Array, **options: Any) 
 def init_cache(config: Config, batch: int, length: int) -> State:
     """An empty KV cache with room for `length` tokens in each of `batch` rows."""
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.compute_dtype)
-    return State(Cache(zeros, zeros), jnp.zeros((batch,), jnp.int32))
+    empty = Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+    return State(empty, jnp.zeros((batch,), jnp.int32))
 
 
 def forward(

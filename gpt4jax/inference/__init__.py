@@ -1,0 +1,1 @@
+"""Inference: the decode loop and sampling."""

@@ -1,0 +1,68 @@
+"""What every job does around its work: flags, the config, errors in words, exit status."""
+
+import argparse
+import errno
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from gpt4jax.errors import UserError
+
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+TERMINATED = 143  # ... for SIGTERM
+
+
+def config_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and --workdir."""
+    parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/quickstart.py")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="where the run lives; an old one resumes")
+    parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.model.num_layers=4"
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the config overrides as KEY=VALUE. A flag that does not exist exits with status 2."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word.removeprefix("--config."))
+        else:  # --config.KEY VALUE
+            overrides.append(f"{word.removeprefix('--config.')}={next(words, '')}")
+    return parser.parse_args(rest), overrides
+
+
+def cache_dir(option: str) -> pathlib.Path:
+    """Where prepared data is kept: the config's data.cache_dir, $GPT4JAX_CACHE, or ~/.cache/gpt4jax."""
+    chosen = option or os.environ.get("GPT4JAX_CACHE") or "~/.cache/gpt4jax"
+    return pathlib.Path(chosen).expanduser().absolute()
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(run: Callable[[Sequence[str]], int]) -> None:
+    """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
+    # Orbax and TFDS tell the whole story of each file at level INFO and WARNING; errors still come through.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        status = run(sys.argv[1:])
+    except UserError as error:
+        say(f"error: {error}")
+        status = 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
+        status = 2
+    except KeyboardInterrupt:
+        say("interrupted before there was anything to save")
+        status = INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(status)

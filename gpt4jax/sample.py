@@ -1,0 +1,66 @@
+"""Samples from a trained run: `python -m gpt4jax.sample --workdir DIR --prompt TEXT`. The text goes to stdout."""
+
+import argparse
+import codecs
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from gpt4jax import config as configuration
+from gpt4jax import job
+from gpt4jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags and writes the prompt's continuation as it comes; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4jax.sample", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a run of gpt4jax.train")
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--max_tokens", type=int, default=128, help="tokens at most (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default %(default)s)")
+    parser.add_argument("--top_k", type=int, default=0, help="only the k most likely; 0: all")
+    parser.add_argument("--top_p", type=float, default=1.0, help="only the most likely that reach p together; 1: all")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args(argv)
+    if flags.max_tokens < 1 or flags.temperature < 0 or flags.top_k < 0 or not 0 < flags.top_p <= 1:
+        raise UserError("--max_tokens must be at least 1, --temperature and --top_k at least 0, --top_p in (0, 1]")
+    return sample(flags)
+
+
+def sample(flags: argparse.Namespace) -> int:
+    """Loads the newest sound checkpoint and streams the text."""
+    import jax
+
+    from gpt4jax import model
+    from gpt4jax.data import tokenizer as tokenizers
+    from gpt4jax.inference.generate import generate
+    from gpt4jax.training.checkpoint import load_params
+
+    if not (flags.workdir / "config.json").is_file():
+        raise UserError(f"{flags.workdir} is no run of gpt4jax: it has no config.json")
+    config = configuration.from_json(flags.workdir / "config.json")
+    model_config = configuration.model_config(config)
+    tokenizer = tokenizers.of_run(config.data.tokenizer, flags.workdir, job.cache_dir(config.data.cache_dir))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: model.init(model_config, jax.random.key(0))),
+    )
+    step, params = load_params(flags.workdir, abstract, job.say)
+    job.say(f"step {step} of {flags.workdir}")
+    prompt = [tokenizer.end, *tokenizer.encode(flags.prompt)]
+    ids = generate(
+        model_config, params, prompt, flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k,
+        top_p=flags.top_p, seed=flags.seed, stop=tokenizer.end,
+    )  # fmt: skip
+    # A token may end inside a character: the decoder holds its bytes back until the rest has come.
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in ids:
+        sys.stdout.write(decoder.decode(tokenizer.pieces[token]))
+        sys.stdout.flush()
+    sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    job.main(main)

@@ -1,0 +1,167 @@
+"""Checkpoints: Orbax writes and reads them, we seal them with checksums.
+
+A checkpoint is `checkpoints/<step>/` with the items "params" and "rest" (step and moments). It is
+written in the background under a temporary name; before Orbax renames it into place, we put a manifest
+of every file's sha256 inside. So what bears a step's name is whole and sealed; and because Orbax
+restores a flipped bit without a word, nothing is read before its files agree with their manifest.
+
+The restore order:
+1. The newest checkpoint whose files agree with its manifest.
+2. A damaged one is named, moved to `damaged/<step>` (never deleted), and the one before is tried.
+3. All damaged: an error. The run doesn't start again over what it had.
+4. None at all: the initial state, from the seed.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gpt4jax.errors import UserError
+from gpt4jax.training.state import TrainState
+
+MANIFEST = "manifest.json"
+_NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the seal
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, as a training run writes them."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        if keep < 2:
+            raise UserError(f"checkpoint.keep is {keep}; keep at least 2, so that a damaged newest one has one before")
+        self.workdir = workdir
+        self.folder = workdir / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest step that was saved completely."""
+        steps = _steps(self.folder)
+        return steps[-1] if steps else None
+
+    def save(self, state: TrainState) -> None:
+        """Starts to write the state; training may go on. Waits for the previous save, and raises what it met.
+
+        Raises:
+            UserError: the previous or this save failed (a full disk, say).
+        """
+        items = {"params": state.params, "rest": {"step": state.step, "moments": state.moments}}
+        # Orbax copies to the host before it returns, but on a CPU the "copy" may be the buffer itself,
+        # which the next step is about to overwrite because the state is donated to it.
+        if jax.default_backend() == "cpu":
+            items = jax.tree.map(lambda leaf: leaf.copy(), items)
+        args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+        self._in_words(lambda: self._manager.save(int(state.step), args=args, force=True))
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            UserError: it failed.
+        """
+        self._in_words(self._wait)
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def _in_words(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever the writer's thread met: OSError, ValueError, RuntimeError
+            last = self.latest()
+            kept = "there is no earlier one" if last is None else f"the one of step {last} is untouched"
+            raise UserError(f"a checkpoint could not be written to {self.folder} ({error}); {kept}") from error
+
+    def _seal(self) -> None:
+        for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            manifest = {str(path.relative_to(folder)): digest for path, digest in _digests(folder).items()}
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+    def restore(self, abstract: TrainState, say: Callable[[str], None]) -> TrainState | None:
+        """The newest sound state, laid out as `abstract` (shapes with shardings) is; None if nothing was saved.
+
+        Raises:
+            UserError: every checkpoint is damaged.
+        """
+        steps = _steps(self.folder)
+        for step in reversed(steps):
+            reason = damage(self.folder / str(step))
+            if reason is None:
+                like = {"params": abstract.params, "rest": {"step": abstract.step, "moments": abstract.moments}}
+                args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
+                items = self._manager.restore(step, args=ocp.args.Composite(**args))
+                return TrainState(items["rest"]["step"], items["params"], items["rest"]["moments"])
+            say(f"the checkpoint of step {step} is damaged ({reason}): moved to {self._set_aside(step)}")
+        if steps:
+            raise UserError(f"every checkpoint of {self.workdir} is damaged; they are in {self.workdir / 'damaged'}")
+        return None
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        target = self.workdir / "damaged" / str(step)
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.workdir / "damaged" / f"{step}-{number}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), target)
+        self._manager.reload()
+        return target
+
+    def close(self) -> None:
+        """Waits for the last save and ends Orbax's threads."""
+        self._in_words(self._manager.close)
+
+
+def load_params(workdir: pathlib.Path, abstract_params: Any, say: Callable[[str], None]) -> tuple[int, Any]:
+    """(step, parameters) of the newest sound checkpoint, without the moments; changes nothing in the workdir.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = workdir / "checkpoints"
+    for step in reversed(_steps(folder)):
+        reason = damage(folder / str(step))
+        if reason is None:
+            with ocp.StandardCheckpointer() as reader:
+                return step, reader.restore((folder / str(step) / "params").absolute(), abstract_params)
+        say(f"the checkpoint of step {step} is damaged ({reason}); trying the one before")
+    raise UserError(f"{workdir} holds no sound checkpoint")
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files, by its manifest; None if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "its manifest is missing or unreadable"
+    found = {str(path.relative_to(folder)): digest for path, digest in _digests(folder).items()}
+    for name in sorted(manifest.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if manifest.get(name) != found[name]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def _digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+    out = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in _NOT_SEALED:
+            with path.open("rb") as file:
+                out[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return out
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []

@@ -1,0 +1,110 @@
+"""From a step's scalars to the run's figures: finiteness, throughput, utilisation."""
+
+import math
+import pathlib
+import time
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from gpt4jax.errors import UserError
+from gpt4jax.training.metrics import MetricWriter, Progress
+from gpt4jax.training.step import bits_per_byte
+
+
+class TrainLog:
+    """Fetches a step's scalars once the next step is dispatched, so that the devices never wait for us.
+
+    Throughput counts the time of steps only: compilation, evaluation and the start of a save are left out.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        progress: Progress,
+        *,
+        every: int,
+        learning_rate: Any,
+        flops_per_token: float,
+        peak_flops: float | None,
+        checkpoints: pathlib.Path,
+    ):
+        self._writer, self._progress, self._every = writer, progress, every
+        self._learning_rate, self._flops, self._peak = learning_rate, flops_per_token, peak_flops
+        self._checkpoints = checkpoints
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_finite: int | None = None
+        self._waited = self._tokens = self._bytes = self._nll = 0.0
+        self._window_start: float | None = None  # set when the first step, with its compilation, is over
+        self.total_tokens, self.total_seconds = 0.0, 0.0
+        self.losses: dict[int, float] = {}
+
+    def push(self, step: int, scalars: dict[str, jax.Array], waited: float) -> None:
+        """Takes the scalars of a step just dispatched, and fetches those of the step before."""
+        pending, self._pending = self._pending, (step, scalars)
+        self._waited += waited
+        self._fetch(pending)
+
+    def flush(self) -> None:
+        """Fetches what is pending: before a save or an evaluation, which must not see a broken state."""
+        pending, self._pending = self._pending, None
+        self._fetch(pending)
+
+    @contextmanager
+    def paused(self):
+        """Time in here is no step's time."""
+        start = time.monotonic()
+        yield
+        if self._window_start is not None:
+            self._window_start += time.monotonic() - start
+
+    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+        if pending is None:
+            return
+        step, scalars = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+        if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
+            self._not_finite(step, scalars)
+        self._last_finite = step
+        self._tokens += scalars["tokens"]
+        self._bytes += scalars["bytes"]
+        self._nll += scalars["loss"] * scalars["tokens"]
+        self.losses[step] = scalars["loss"]
+        self._progress.advance(step)
+        if self._window_start is None:
+            self._write(step, scalars, None)
+        elif step % self._every == 0:
+            self._write(step, scalars, time.monotonic() - self._window_start)
+        else:
+            return
+        self._window_start, self._waited, self._tokens, self._bytes, self._nll = time.monotonic(), 0.0, 0.0, 0.0, 0.0
+
+    def _write(self, step: int, scalars: dict[str, float], seconds: float | None) -> None:
+        out = {
+            "train/loss": scalars["loss"],
+            "train/bits_per_byte": bits_per_byte(self._nll, self._bytes),
+            "learning/grad_norm": scalars["grad_norm"],
+            "learning/learning_rate": float(self._learning_rate(step)),
+        }
+        facts = f"loss {scalars['loss']:.4f}"
+        if seconds is not None:
+            rate = self._tokens / seconds
+            self.total_tokens += self._tokens
+            self.total_seconds += seconds
+            out["perf/tokens_per_second"] = rate
+            out["perf/data_wait_fraction"] = self._waited / seconds
+            facts += f" · {rate:,.0f} tokens/s"
+            if self._peak is not None:
+                out["perf/mfu"] = rate * self._flops / (jax.device_count() * self._peak)
+                facts += f" · MFU {out['perf/mfu']:.1%}"
+        self._writer.write(step, out)
+        self._progress.report(step, facts)
+
+    def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
+        since = "the start of this run" if self._last_finite is None else f"step {self._last_finite}"
+        saved = sorted(int(p.name) for p in self._checkpoints.glob("*") if p.name.isdecimal())
+        good = f"the last good checkpoint is {self._checkpoints / str(saved[-1])}" if saved else "nothing was saved yet"
+        raise UserError(
+            f"not finite at step {step} (loss {scalars['loss']}, gradient norm {scalars['grad_norm']}); "
+            f"all was finite up to {since}; {good}"
+        )

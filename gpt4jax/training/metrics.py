@@ -1,0 +1,104 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Appends scalars to metrics.jsonl (one object a line: "step" and slash-named floats) and TensorBoard events."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self._file = (workdir / "metrics.jsonl").open("a")
+        self._events = SummaryWriter(str(workdir), flush_secs=30)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One line, on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what TensorBoard's writer still holds."""
+        self._events.close()
+        self._file.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def rewind(workdir: pathlib.Path, step: int) -> list[dict[str, float]]:
+    """Drops the lines after `step`, which the resumed run will write again; returns those that stay."""
+    kept = [line for line in read(workdir) if line["step"] <= step]
+    path = workdir / "metrics.jsonl"
+    if path.is_file():
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(path)
+    return kept
+
+
+class Progress:
+    """A bar on a terminal; without one, a line a report."""
+
+    def __init__(self, num_steps: int, first_step: int, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._num_steps, self._first, self._start = num_steps, first_step, time.monotonic()
+        terminal = self._stream.isatty()
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", file=self._stream) if terminal else None
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, step: int, facts: str) -> None:
+        """Shows the newest figures, such as "loss 3.21 · 5,200 tokens/s"."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(facts)
+            return
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(1, step - self._first) * (self._num_steps - step)
+        self.say(f"step {step}/{self._num_steps} · {facts} · {duration(left)} left")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "1h 02m", "3m 04s" or "5s"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}h {minute:02d}m" if hours else f"{minute}m {second:02d}s" if minute else f"{second}s"
+
+
+def peak_memory_bytes() -> tuple[str, int]:
+    """The most memory used so far: ("device", the fullest local device's) where it is known, else ("process", RSS)."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
+    if peaks and jax.default_backend() != "cpu":
+        return "device", max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return "process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
