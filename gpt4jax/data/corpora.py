@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
@@ -50,9 +51,9 @@ class Documents:
         return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def held_out(key: str) -> bool:
-    """Whether a document belongs to the held-out split: 5 of 100 values of sha256(key)."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest(), "big") % 100 < HELD_OUT_PERCENT
+def held_out(group: str) -> bool:
+    """Whether a document belongs to the held-out split: 5 of 100 values of sha256(group)."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest(), "big") % 100 < HELD_OUT_PERCENT
 
 
 def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
@@ -82,10 +83,10 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
     documents = list_documents(path, feature, python_only=builder_class is PythonStdlib)
     digest = hashlib.sha256()
     usable = {"train": 0, "eval": 0}
-    for key, data in documents:
-        digest.update(hashlib.sha256(key.encode()).digest() + hashlib.sha256(data).digest())
-        if data.strip() and _is_utf8(data):
-            usable["eval" if held_out(key) else "train"] += 1
+    for document in documents:
+        digest.update(hashlib.sha256(document.key.encode()).digest() + hashlib.sha256(document.data).digest())
+        if document.data.strip() and _is_utf8(document.data):
+            usable["eval" if held_out(document.group) else "train"] += 1
     if not sum(usable.values()):
         raise UserError(f"{root} has no usable document: every file is empty or not UTF-8 text")
     if not all(usable.values()):
@@ -109,11 +110,19 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def list_documents(root: pathlib.Path, feature: str, *, python_only: bool = False) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of every document under a folder, or in a JSONL file, in a fixed order.
+class RawDocument(NamedTuple):
+    """A document as found: its unique key, the group whose hash decides its split, and its bytes."""
 
-    A file's key is its path below the folder; a JSONL object's is its text's hash, so that equal texts
-    fall into the same split. Of the Python library, `*.py` without tests and installed packages.
+    key: str
+    group: str
+    data: bytes
+
+
+def list_documents(root: pathlib.Path, feature: str, *, python_only: bool = False) -> Iterator[RawDocument]:
+    """Every document under a folder, or in a JSONL file, in a fixed order.
+
+    A file's key and group are its path below the folder; a JSONL object's group is its text's hash, so
+    that equal texts fall into the same split. Of the Python library, `*.py` without tests and packages.
     """
     if root.is_file():
         yield from _jsonl(root, feature)
@@ -122,10 +131,10 @@ def list_documents(root: pathlib.Path, feature: str, *, python_only: bool = Fals
     for path in sorted(root.rglob("*.py" if python_only else "*")):
         relative = path.relative_to(root)
         if path.is_file() and not skip & set(relative.parts):
-            yield relative.as_posix(), path.read_bytes()
+            yield RawDocument(relative.as_posix(), relative.as_posix(), path.read_bytes())
 
 
-def _jsonl(path: pathlib.Path, feature: str) -> Iterator[tuple[str, bytes]]:
+def _jsonl(path: pathlib.Path, feature: str) -> Iterator[RawDocument]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -138,7 +147,7 @@ def _jsonl(path: pathlib.Path, feature: str) -> Iterator[tuple[str, bytes]]:
                 raise UserError(f"{path}, line {number}: {feature!r} is not a string")
             # JSON can carry lone surrogates, which no UTF-8 text has.
             data = text.encode(errors="replace")
-            yield f"{hashlib.sha256(data).hexdigest()}/{number}", data
+            yield RawDocument(f"line {number}", hashlib.sha256(data).hexdigest(), data)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -168,8 +177,8 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, evaluation: bool):
         config = self.builder_config
-        for key, data in list_documents(pathlib.Path(config.root), config.feature, python_only=self.python_only):
-            if held_out(key) != evaluation:
+        for key, group, data in list_documents(pathlib.Path(config.root), config.feature, python_only=self.python_only):
+            if held_out(group) != evaluation:
                 continue
             if not data.strip():
                 self.info.metadata["empty"] += 1
@@ -192,8 +201,8 @@ class UserText(_TextBuilder):
 def _tfds_set(options: Any) -> Corpus:
     name = options.dataset
     try:
-        builder = tfds.builder(name, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         raise UserError(
             f"data.dataset {name!r} is neither python_stdlib, folder:PATH or jsonl:PATH, nor a TFDS data set "
             f"under $TFDS_DATA_DIR ({str(error).splitlines()[0]})"

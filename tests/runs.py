@@ -1,0 +1,60 @@
+"""Runs of the public command line, for tests and benchmarks."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import sysconfig
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ROOT / "tests" / "configs" / "tiny.py"
+
+
+def write_corpus(folder: pathlib.Path) -> pathlib.Path:
+    """60 small real documents: the beginnings of modules of the running Python."""
+    folder.mkdir(parents=True)
+    modules = sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("[a-p]*.py"))
+    for module in modules[:60]:
+        (folder / module.name).write_text(module.read_text()[:3000])
+    return folder
+
+
+def command(job: str, *flags: object) -> list[str]:
+    """`python -m gpt4jax.<job> flags...`"""
+    return [sys.executable, "-m", f"gpt4jax.{job}", *map(str, flags)]
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """The environment of a run: its own cache, and the defaults of XLA."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"GPT4JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def run(job: str, *flags: object, cache: pathlib.Path, **options) -> subprocess.CompletedProcess:
+    """Runs a job to its end."""
+    return subprocess.run(
+        command(job, *flags), env=environment(cache), cwd=ROOT, capture_output=True, text=True, check=False, **options
+    )
+
+
+def final_state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path, read by Orbax alone."""
+    import jax
+
+    arrays = {}
+    with ocp.PyTreeCheckpointer() as reader:
+        for item in ("params", "rest"):
+            tree = reader.restore((workdir / "checkpoints" / str(step) / item).absolute())
+            for path, leaf in jax.tree.leaves_with_path(tree):
+                arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return arrays
+
+
+def assert_same_state(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    """Equal to the last bit."""
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype and array.tobytes() == theirs[name].tobytes(), name
