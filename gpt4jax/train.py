@@ -5,6 +5,7 @@ checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.
 """
 
 import argparse
+import contextlib
 import pathlib
 import time
 from collections.abc import Sequence
@@ -77,45 +78,42 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     )
 
     # --- State: restored in the order that checkpoint.py writes down, or drawn from the seed.
-    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states.abstract_state(model_config, tx), shardings,
     )  # fmt: skip
-    state = checkpoints.restore(abstract, job.say)
-    if state is None:
-        state = jax.jit(partial(states.new_state, model_config, tx, config.seed), out_shardings=shardings)()
-    first_step = int(state.step)
-    if first_step:
-        job.say(f"resumed at step {first_step}")
-    if first_step > config.num_steps:
-        raise UserError(f"{workdir} is at step {first_step}, past num_steps {config.num_steps}")
-    history = metrics.rewind(workdir, first_step)
+    with contextlib.ExitStack() as stack:  # whatever happens, a save that has begun is finished
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config.checkpoint.keep)))
+        state = checkpoints.restore(abstract, job.say)
+        if state is None:
+            state = jax.jit(partial(states.new_state, model_config, tx, config.seed), out_shardings=shardings)()
+        first_step = int(state.step)
+        if first_step:
+            job.say(f"resumed at step {first_step}")
+        if first_step > config.num_steps:
+            raise UserError(f"{workdir} is at step {first_step}, past num_steps {config.num_steps}")
+        history = metrics.rewind(workdir, first_step)
 
-    # --- Steps.
-    writer, progress = metrics.MetricWriter(workdir), metrics.Progress(config.num_steps, first_step)
-    log = TrainLog(
-        writer, progress, every=config.eval.log_every_steps,
-        learning_rate=optimizer.schedule(config.optimizer, config.num_steps),
-        flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
-        peak_flops=flops.peak_flops(jax.devices()[0].device_kind), checkpoints=checkpoints.folder,
-    )  # fmt: skip
-    loop = Loop(config, mesh, data, train_step, eval_step, checkpoints, log, writer, progress)
-    with jax.set_mesh(mesh), signals.StopRequest() as stop:
-        state = loop.run(state, history, stop, workdir / "profile" if profile else None)
-        checkpoints.wait()
-    progress.close()
-    writer.close()
-    step_now = int(state.step)
-    if stop.received is not None and not loop.finished:
-        job.say(f"{stop.received.name}: saved step {step_now} of {config.num_steps}; the same command resumes")
-        checkpoints.close()
-        return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
+        # --- Steps.
+        writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir)))
+        progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
+        log = TrainLog(
+            writer, progress, every=config.eval.log_every_steps,
+            learning_rate=optimizer.schedule(config.optimizer, config.num_steps),
+            flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
+            peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
+        )  # fmt: skip
+        loop = Loop(config, mesh, data, train_step, eval_step, checkpoints, log, writer, progress)
+        with jax.set_mesh(mesh), signals.StopRequest() as stop:
+            state = loop.run(state, history, stop, workdir / "profile" if profile else None)
+            checkpoints.wait()
 
     # --- The end: a short sample and a summary.
+    if stop.received is not None and not loop.finished:
+        job.say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
+        return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
     if config.eval.sample_prompt and jax.process_count() == 1:
         print(sample(model_config, state.params, data.tokenizer, config), flush=True)
-    checkpoints.close()
     print(summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - start, workdir))
     return 0
 

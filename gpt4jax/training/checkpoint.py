@@ -71,6 +71,12 @@ class Checkpoints:
         """
         self._in_words(self._wait)
 
+    def last_saved(self) -> pathlib.Path | None:
+        """The newest checkpoint, after waiting for one that is being written."""
+        self.wait()
+        step = self.latest()
+        return None if step is None else self.folder / str(step)
+
     def _wait(self) -> None:
         self._manager.wait_until_finished()
         self._manager.check_for_errors()

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +29,11 @@ class TrainLog:
         learning_rate: Any,
         flops_per_token: float,
         peak_flops: float | None,
-        checkpoints: pathlib.Path,
+        last_saved: Callable[[], pathlib.Path | None],
     ):
         self._writer, self._progress, self._every = writer, progress, every
         self._learning_rate, self._flops, self._peak = learning_rate, flops_per_token, peak_flops
-        self._checkpoints = checkpoints
+        self._last_saved = last_saved
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_finite: int | None = None
         self._waited = self._tokens = self._bytes = self._nll = 0.0
@@ -102,8 +103,8 @@ class TrainLog:
 
     def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
         since = "the start of this run" if self._last_finite is None else f"step {self._last_finite}"
-        saved = sorted(int(p.name) for p in self._checkpoints.glob("*") if p.name.isdecimal())
-        good = f"the last good checkpoint is {self._checkpoints / str(saved[-1])}" if saved else "nothing was saved yet"
+        saved = self._last_saved()
+        good = "nothing was saved yet" if saved is None else f"the last good checkpoint is {saved}"
         raise UserError(
             f"not finite at step {step} (loss {scalars['loss']}, gradient norm {scalars['grad_norm']}); "
             f"all was finite up to {since}; {good}"

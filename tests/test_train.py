@@ -1,0 +1,215 @@
+"""The training job through its command line: repeats, resumes bit for bit, and refuses in words."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from gpt4jax.training import metrics
+from tests.runs import TINY, assert_same_state, command, environment, final_state, run, write_corpus
+
+STEPS = 24
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A cache and a corpus that all runs here share."""
+    home = tmp_path_factory.mktemp("home")
+    write_corpus(home / "corpus")
+    return home
+
+
+def flags(home, workdir, *overrides):
+    return ["--config", TINY, "--workdir", workdir, f"--config.data.dataset=folder:{home / 'corpus'}", *overrides]
+
+
+def train(home, workdir, *overrides):
+    return run("train", *flags(home, workdir, *overrides), cache=home / "cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(home):
+    done = train(home, home / "undisturbed")
+    assert done.returncode == 0, done.stderr
+    return done, home / "undisturbed"
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line}
+
+
+def evaluations(workdir):
+    return {line["step"]: line["eval/heldout/loss"] for line in metrics.read(workdir) if "eval/heldout/loss" in line}
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    done, workdir = undisturbed
+    assert "held-out" in done.stdout and "--- a sample" in done.stdout and "peak memory" in done.stdout
+    assert "34,976 parameters on 1 cpu (data 1 x fsdp 1 x tensor 1)" in done.stderr
+    assert "a step: 4 rows of 64 = 256 tokens, 2 rows a shard in each of 2 micro-batches" in done.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["embed_dim"] == 32 and config["num_steps"] == STEPS
+    facts = json.loads((workdir / "data.json").read_text())
+    assert len(facts["fingerprint"]) == 64 and facts["train"]["pairs"] > 10_000
+    assert sorted(losses(workdir)) == list(range(1, STEPS + 1))
+    assert sorted(evaluations(workdir)) == [8, 16, 24]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["18", "24"]
+    assert list(workdir.glob("events.out.tfevents.*"))
+    line = metrics.read(workdir)[-2]
+    assert {"train/loss", "train/bits_per_byte", "learning/grad_norm", "perf/tokens_per_second"} < line.keys()
+    assert evaluations(workdir)[24] < evaluations(workdir)[8] < losses(workdir)[1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_resumes_bit_for_bit(home, undisturbed, how):
+    workdir = home / f"killed-{how.name}"
+    process = subprocess.Popen(
+        command("train", *flags(home, workdir)), env=environment(home / "cache"), stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("step 13/"):
+            process.send_signal(how)
+            break
+    rest = process.stderr.read()
+    status = process.wait(timeout=120)
+    if how is signal.SIGKILL:
+        assert status == -9
+    else:
+        assert status == 128 + how and f"{how.name}: saved step" in rest and "the same command resumes" in rest
+        assert max(losses(workdir)) < STEPS
+    resumed = train(home, workdir)
+    assert resumed.returncode == 0 and "resumed at step" in resumed.stderr, resumed.stderr
+    assert_same_state(final_state(workdir, STEPS), final_state(undisturbed[1], STEPS))
+    assert losses(workdir) == losses(undisturbed[1])
+    assert evaluations(workdir) == evaluations(undisturbed[1])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(home, undisturbed):
+    for number, harm in enumerate((flip_a_bit, truncate)):
+        workdir = home / f"damaged-{number}"
+        shutil.copytree(undisturbed[1], workdir)
+        harm(max((workdir / "checkpoints" / "24" / "params").rglob("d/*"), key=lambda p: p.stat().st_size))
+        resumed = train(home, workdir)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "the checkpoint of step 24 is damaged" in resumed.stderr and "resumed at step 18" in resumed.stderr
+        assert (workdir / "damaged" / "24").is_dir()
+        assert_same_state(final_state(workdir, STEPS), final_state(undisturbed[1], STEPS))
+
+
+def flip_a_bit(path: pathlib.Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: pathlib.Path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_more_steps_go_on_and_other_models_do_not(home, undisturbed):
+    workdir = home / "longer"
+    shutil.copytree(undisturbed[1], workdir)
+    before = final_state(workdir, STEPS)
+    refused = train(home, workdir, "--config.model.mlp_dim=32", "--config.optimizer.learning_rate=0.1")
+    assert refused.returncode == 2
+    assert "another config" in refused.stderr and "model.mlp_dim: 64 -> 32" in refused.stderr
+    assert "optimizer.learning_rate: 0.001 -> 0.1" in refused.stderr
+    (home / "corpus" / "new.py").write_text("changed = 1\n")
+    try:
+        refused = train(home, workdir)
+    finally:
+        (home / "corpus" / "new.py").unlink()
+    assert refused.returncode == 2 and "begun with other data: the fingerprint" in refused.stderr
+    assert_same_state(final_state(workdir, STEPS), before)
+    longer = train(home, workdir, "--config.num_steps=26", "--config.eval.eval_every_steps=0")
+    assert longer.returncode == 0 and "resumed at step 24" in longer.stderr, longer.stderr
+    assert sorted(losses(workdir)) == list(range(1, 27))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(home):
+    done = train(
+        home, home / "diverged", "--config.optimizer.learning_rate=1e30", "--config.optimizer.grad_clip_norm=0.0",
+        "--config.optimizer.warmup_steps=8", "--config.checkpoint.checkpoint_every_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: not finite at step" in done.stderr and "all was finite up to step" in done.stderr
+    assert "Traceback" not in done.stderr
+    good = done.stderr.rpartition("the last good checkpoint is ")[2].strip()
+    step = int(pathlib.Path(good).name)
+    assert all(abs(value) < 1e38 for array in final_state(home / "diverged", step).values() for value in array.flat)
+
+
+BAD = {
+    "key": (["--config.model.num_layer=2"], "no key 'model.num_layer'; did you mean --config.model.num_layers?"),
+    "type": (["--config.num_steps=many"], "--config.num_steps=many: it must be of type int, such as 24"),
+    "shape": (["--config.model.num_kv_heads=3"], "num_heads 2 is not a multiple of num_kv_heads 3"),
+    "row": (["--config.data.seq_len=65"], "data.seq_len 65 is above model.max_seq_len 64"),
+    "micro": (["--config.batch_size=5"], "batch_size 5 is not a multiple of optimizer.micro_batches 2"),
+    "mesh": (["--config.mesh.tensor=3"], "does not fit 1 device"),
+    "tokenizer": (["--config.data.tokenizer=gpt5"], "'gpt5' does not exist; it must be bytes"),
+    "vocabulary": (["--config.data.tokenizer=bpe:600"], "600 ids, above model.vocab_size 512"),
+    "data set": (["--config.data.dataset=nothing"], "'nothing' is neither python_stdlib"),
+    "schedule": (["--config.optimizer.schedule=cosine"], "must be one of warmup_cosine, warmup_stable_decay"),
+    "keep": (["--config.checkpoint.keep=1"], "checkpoint.keep is 1"),
+}
+
+
+def test_bad_input_is_refused_in_words(home, capfd, monkeypatch):
+    """In one process: each message through the job's own error path, and nothing written but the workdir."""
+    from gpt4jax import job
+    from gpt4jax import train as training
+
+    monkeypatch.setenv("GPT4JAX_CACHE", str(home / "cache"))
+    for name, (overrides, words) in BAD.items():
+        argv = [str(flag) for flag in flags(home, home / f"bad-{name}", "--config.mesh.data=1", *overrides)]
+        if name == "mesh":
+            argv.remove("--config.mesh.data=1")
+        else:  # the tests have eight devices; these runs shall see one
+            import jax
+
+            monkeypatch.setattr(jax, "devices", lambda *a, only=jax.local_devices()[:1]: only)
+        monkeypatch.setattr("sys.argv", ["train", *argv])
+        with pytest.raises(SystemExit) as exit_status:
+            job.main(training.main)
+        monkeypatch.undo()
+        monkeypatch.setenv("GPT4JAX_CACHE", str(home / "cache"))
+        error = capfd.readouterr().err
+        expected = words.replace("1 device", "8 devices") if name == "mesh" else words
+        assert exit_status.value.code == 2 and expected in error, (name, error)
+        assert "Traceback" not in error
+
+
+def test_foreign_and_unwritable_workdirs(home):
+    foreign = home / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    done = train(home, foreign)
+    assert done.returncode == 2 and "is not empty and no run of gpt4jax" in done.stderr
+    assert [p.name for p in foreign.iterdir()] == ["thesis.txt"]
+    done = train(home, foreign / "thesis.txt" / "below")
+    assert done.returncode == 2 and "can't be created or written: Not a directory" in done.stderr
+
+
+def test_help_answers_at_once():
+    for name in ("train", "sample"):
+        start = time.monotonic()
+        done = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "--workdir" in done.stdout
+        assert time.monotonic() - start < 5  # jax alone takes longer to import where this matters
+
+
+def test_sample(home, undisturbed):
+    def sample(*more):
+        return run("sample", "--workdir", undisturbed[1], "--prompt", "import ", *more, cache=home / "nothing here")
+
+    one, two = sample("--max_tokens", 20, "--seed", 1), sample("--max_tokens", 20, "--seed", 1)
+    assert one.returncode == 0 and one.stdout == two.stdout and "step 24" in one.stderr, one.stderr
+    assert sample("--max_tokens", 20, "--seed", 2).stdout != one.stdout
+    refused = sample("--max_tokens", 100)
+    assert refused.returncode == 2 and "exceed the model's max_seq_len 64" in refused.stderr
+    nothing = run("sample", "--workdir", home, "--prompt", "x", cache=home)
+    assert nothing.returncode == 2 and "is no run of gpt4jax" in nothing.stderr
