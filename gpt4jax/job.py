@@ -49,8 +49,10 @@ def say(line: str) -> None:
 
 def main(run: Callable[[Sequence[str]], int]) -> None:
     """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
-    # Orbax and TFDS tell the whole story of each file at level INFO and WARNING; errors still come through.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every
+    # thread; we raise the error itself, in words, and it shall be what is seen.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         status = run(sys.argv[1:])
     except UserError as error:

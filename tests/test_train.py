@@ -10,7 +10,7 @@ import time
 import pytest
 
 from gpt4jax.training import metrics
-from tests.runs import TINY, assert_same_state, command, environment, final_state, run, write_corpus
+from tests.runs import ROOT, TINY, assert_same_state, command, environment, final_state, run, write_corpus
 
 STEPS = 24
 
@@ -141,6 +141,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(home):
     good = done.stderr.rpartition("the last good checkpoint is ")[2].strip()
     step = int(pathlib.Path(good).name)
     assert all(abs(value) < 1e38 for array in final_state(home / "diverged", step).values() for value in array.flat)
+
+
+def test_a_failing_disk_loses_nothing(home, undisturbed):
+    """Files may grow to 64 KiB only, as on a disk that is full: the next save fails for real."""
+    workdir = home / "full"
+    shutil.copytree(undisturbed[1], workdir)
+    before = final_state(workdir, STEPS)
+    more = flags(home, workdir, "--config.num_steps=26")
+    limited = ["bash", "-c", 'ulimit -f 64; exec "$0" "$@"', *command("train", *more)]
+    failed = subprocess.run(limited, env=environment(home / "cache"), cwd=ROOT, capture_output=True, text=True)
+    last = failed.stderr.splitlines()[-1]
+    assert failed.returncode == 2 and last.startswith("error: a checkpoint could not be written"), failed.stderr
+    assert last.endswith("the one of step 24 is untouched")
+    assert_same_state(final_state(workdir, STEPS), before)
+    assert run("train", *more, cache=home / "cache").returncode == 0
 
 
 BAD = {
