@@ -47,12 +47,19 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _without_closed_loops(kind, error, trace) -> None:
+    """Uncaught errors as ever, but for those of threads that report a failed write to a loop Orbax has closed."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
 def main(run: Callable[[Sequence[str]], int]) -> None:
     """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
     # Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every
     # thread; we raise the error itself, in words, and it shall be what is seen.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.excepthook = _without_closed_loops
     try:
         status = run(sys.argv[1:])
     except UserError as error:
