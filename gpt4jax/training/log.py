@@ -5,7 +5,6 @@ import pathlib
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 
@@ -26,13 +25,12 @@ class TrainLog:
         progress: Progress,
         *,
         every: int,
-        learning_rate: Any,
         flops_per_token: float,
         peak_flops: float | None,
         last_saved: Callable[[], pathlib.Path | None],
     ):
         self._writer, self._progress, self._every = writer, progress, every
-        self._learning_rate, self._flops, self._peak = learning_rate, flops_per_token, peak_flops
+        self._flops, self._peak = flops_per_token, peak_flops
         self._last_saved = last_saved
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_finite: int | None = None
@@ -64,6 +62,7 @@ class TrainLog:
         if pending is None:
             return
         step, scalars = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+        now = time.monotonic()
         if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
             self._not_finite(step, scalars)
         self._last_finite = step
@@ -75,17 +74,17 @@ class TrainLog:
         if self._window_start is None:
             self._write(step, scalars, None)
         elif step % self._every == 0:
-            self._write(step, scalars, time.monotonic() - self._window_start)
+            self._write(step, scalars, now - self._window_start)
         else:
             return
-        self._window_start, self._waited, self._tokens, self._bytes, self._nll = time.monotonic(), 0.0, 0.0, 0.0, 0.0
+        self._window_start, self._waited, self._tokens, self._bytes, self._nll = now, 0.0, 0.0, 0.0, 0.0
 
     def _write(self, step: int, scalars: dict[str, float], seconds: float | None) -> None:
         out = {
             "train/loss": scalars["loss"],
             "train/bits_per_byte": bits_per_byte(self._nll, self._bytes),
             "learning/grad_norm": scalars["grad_norm"],
-            "learning/learning_rate": float(self._learning_rate(step)),
+            "learning/learning_rate": scalars["learning_rate"],
         }
         facts = f"loss {scalars['loss']:.4f}"
         if seconds is not None:

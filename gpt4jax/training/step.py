@@ -96,6 +96,7 @@ def _split_rows(a_bt: jax.Array, n: int) -> jax.Array:
 def train_step(
     config: model.Config,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     state: TrainState,
     batch: Batch,
     *,
@@ -103,7 +104,7 @@ def train_step(
     micro_batches: int = 1,
     z_loss: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step: the next state, and scalars (loss in nats per token, totals, gradient norm)."""
+    """One optimizer step: the next state, and scalars (loss in nats per token, totals, gradient norm, learning rate)."""
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout else None
     grads, totals = gradients(
         config, state.params, batch, micro_batches=micro_batches, z_loss=z_loss, dropout_key=dropout_key
@@ -115,6 +116,7 @@ def train_step(
         "tokens": totals.tokens,
         "bytes": totals.bytes,
         "grad_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(schedule(state.step + 1)),
     }
     return TrainState(state.step + 1, params, moments), scalars
 
