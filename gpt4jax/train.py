@@ -22,7 +22,6 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     parser.add_argument("--profile", action="store_true", help="write a trace of five steps to WORKDIR/profile")
     flags, overrides = job.parse(parser, argv)
-    job.use_huge_pages()
     return train(configuration.load(flags.config, overrides), flags.workdir, profile=flags.profile)
 
 
@@ -280,4 +279,5 @@ def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: p
 
 
 if __name__ == "__main__":
+    job.use_huge_pages()
     job.main(main)

@@ -3,7 +3,8 @@
 import os
 
 # Most of the suite's time is compilation of programs that run for milliseconds: compile them without
-# LLVM's optimisations. Jobs started as subprocesses get the defaults; XLA_FLAGS= tests those here too.
+# LLVM's optimisations, here and in the jobs that tests start. With `XLA_FLAGS= python -m pytest` all is as
+# users have it, and the benchmarks always are.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402

@@ -28,9 +28,8 @@ def command(job: str, *flags: object) -> list[str]:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    """The environment of a run: its own cache, and the defaults of XLA."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {"GPT4JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    """The environment of a run with a cache of its own; under pytest with its XLA_FLAGS (tests/conftest.py)."""
+    return os.environ | {"GPT4JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
 def run(job: str, *flags: object, cache: pathlib.Path, **options) -> subprocess.CompletedProcess:

@@ -17,9 +17,9 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
     steps = [cell for cell in notebook.cells if "num_steps = 300" in cell.source]
     assert len(steps) == 1
     steps[0].source = steps[0].source.replace("num_steps = 300", "num_steps = 10").replace(
-        "train(config, workdir)",
-        "[config.eval.__setattr__('batch_size', 64), config.model.__setattr__('num_layers', 1), train(config, workdir)][-1]",
+        '"eval.log_every_steps=5"', '"eval.log_every_steps=5", "eval.batch_size=64", "model.num_layers=1"'
     )
+    assert "eval.batch_size=64" in steps[0].source
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "colab")}}).execute()
     text = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
     assert "held-out bits per byte:" in text and "--- 'import '" in text
