@@ -1,6 +1,6 @@
 """Trains a small Llama-type decoder on the running Python's own library.
 
-    python -m gpt4jax.train --config configs/quickstart.py --workdir runs/quickstart
+python -m gpt4jax.train --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from gpt4jax.config import default

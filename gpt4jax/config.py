@@ -106,7 +106,9 @@ def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if not file.is_file() or spec is None or spec.loader is None:
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.py")], n=1)
-        raise UserError(f"there is no config file {path}" + (f"; did you mean {file.parent / near[0]}?" if near else ""))
+        raise UserError(
+            f"there is no config file {path}" + (f"; did you mean {file.parent / near[0]}?" if near else "")
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -124,7 +126,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for name, value in config.items():
         inner = isinstance(value, ml_collections.ConfigDict)
         keys += _keys(value, f"{prefix}{name}.") if inner else [prefix + name]
@@ -170,7 +172,9 @@ def model_config(config: Mapping[str, Any]):
     from gpt4jax import model
 
     fields = {field.name for field in dataclasses.fields(model.Config)}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items() if name in fields}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items() if name in fields
+    }
     return model.Config(**values)
 
 

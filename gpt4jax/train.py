@@ -37,8 +37,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, metrics, optimizer, signals, step, workdir as workdirs
+    from gpt4jax.training import checkpoint, metrics, optimizer, signals, step
     from gpt4jax.training import state as states
+    from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
 
     start = time.monotonic()
@@ -229,10 +230,10 @@ class Tracer:
 
 def describe(model_config, mesh, config) -> str:
     """The run's arithmetic: parameters, mesh, rows and tokens of a step."""
+    import jax
+
     from gpt4jax.model.axes import RULES
     from gpt4jax.model.parameters import count
-
-    import jax
 
     shards = 1
     for axis in RULES["act_batch"]:

@@ -7,14 +7,14 @@ import os
 # users have it, and the benchmarks always are.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from gpt4jax import model  # noqa: E402
-from gpt4jax.model import attention  # noqa: E402
-from gpt4jax.model.parameters import tree  # noqa: E402
+from gpt4jax import model
+from gpt4jax.model import attention
+from gpt4jax.model.parameters import tree
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -16,8 +16,10 @@ def test_notebook_runs(name, tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
     steps = [cell for cell in notebook.cells if "num_steps = 300" in cell.source]
     assert len(steps) == 1
-    steps[0].source = steps[0].source.replace("num_steps = 300", "num_steps = 10").replace(
-        '"eval.log_every_steps=5"', '"eval.log_every_steps=5", "eval.batch_size=64", "model.num_layers=1"'
+    steps[0].source = (
+        steps[0]
+        .source.replace("num_steps = 300", "num_steps = 10")
+        .replace('"eval.log_every_steps=5"', '"eval.log_every_steps=5", "eval.batch_size=64", "model.num_layers=1"')
     )
     assert "eval.batch_size=64" in steps[0].source
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "colab")}}).execute()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import jax
 import pytest
 
 from gpt4jax.training import metrics
@@ -179,15 +180,14 @@ def test_bad_input_is_refused_in_words(home, capfd, monkeypatch):
     from gpt4jax import job
     from gpt4jax import train as training
 
+    one_device = jax.local_devices()[:1]
     monkeypatch.setenv("GPT4JAX_CACHE", str(home / "cache"))
     for name, (overrides, words) in BAD.items():
         argv = [str(flag) for flag in flags(home, home / f"bad-{name}", "--config.mesh.data=1", *overrides)]
         if name == "mesh":
             argv.remove("--config.mesh.data=1")
         else:  # the tests have eight devices; these runs shall see one
-            import jax
-
-            monkeypatch.setattr(jax, "devices", lambda *a, only=jax.local_devices()[:1]: only)
+            monkeypatch.setattr(jax, "devices", lambda: one_device)
         monkeypatch.setattr("sys.argv", ["train", *argv])
         with pytest.raises(SystemExit) as exit_status:
             job.main(training.main)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpt4jax.data import RandomAccess
 from gpt4jax.data.packing import Plan, plan, row_arrays
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
@@ -48,7 +49,7 @@ def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[list[tuple[int, 
 
 
 def build(
-    documents: Sequence[bytes],
+    documents: RandomAccess[bytes],
     tokenizer: Tokenizer,
     folder: pathlib.Path,
     shard_bytes: int,
@@ -135,7 +136,7 @@ def _write(path: pathlib.Path, data: bytes) -> None:
     part.replace(path)
 
 
-class PackedRows(Sequence):
+class PackedRows:
     """All rows of a split at one row length, addressable at random; the plans are kept beside the shards."""
 
     def __init__(self, cache: TokenCache, tokenizer: Tokenizer, seq_len: int):

@@ -72,9 +72,12 @@ def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _pip(what: str) -> list[str]:
-    """This environment's pip, or any other: it only downloads."""
+    """The environment's pip, or any other: it only downloads."""
     for pip in ([sys.executable, "-m", "pip"], ["pip"], ["pip3"]):
-        if shutil.which(pip[0]) and not subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
+        if (
+            shutil.which(pip[0])
+            and not subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode
+        ):
             return pip
     raise UserError(f"fetching {what} needs pip: `python -m ensurepip` brings it")
 

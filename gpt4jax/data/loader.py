@@ -1,22 +1,24 @@
 """The rows of a step, a pure function of (seed, step), and batches of them on a mesh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from gpt4jax.data import RandomAccess
+
 Row = dict[str, np.ndarray]
 
 
-def shuffled(rows: Sequence[Row], seed: int) -> grain.MapDataset:
+def shuffled(rows: RandomAccess[Row], seed: int) -> grain.MapDataset:
     """Endless epochs of the rows, each in its own order: element i depends on (seed, i) alone."""
     return grain.MapDataset.source(rows).shuffle(seed=seed).repeat()
 
 
 def train_batches(
-    rows: Sequence[Row],
+    rows: RandomAccess[Row],
     *,
     seed: int,
     batch_size: int,
@@ -37,7 +39,7 @@ def train_batches(
 
 
 def eval_batches(
-    rows: Sequence[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int
+    rows: RandomAccess[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0)."""
     empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
@@ -53,7 +55,7 @@ def _batches(row_of, batch_size, first_step, num_steps, sharding, prefetch):
     local = local_rows(batch_size, sharding)
 
     def read(step: int) -> Row:
-        """This process's rows of a step, one (rows, T) array a field."""
+        """The process's own rows of a step, one (rows, T) array a field."""
         each = [row_of(step, row) for row in local]
         return {name: np.stack([row[name] for row in each]) for name in each[0]}
 
@@ -71,7 +73,9 @@ def local_rows(batch_size: int, sharding: NamedSharding) -> list[int]:
 
 
 def _on_mesh(local_bt: np.ndarray, batch_size: int, sharding: NamedSharding, place: dict[int, int]) -> jax.Array:
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
+    def rows(index: tuple[slice, ...] | None) -> np.ndarray:
+        if index is None:  # only of an array without data here, which none of ours is
+            raise ValueError("asked for the rows of another process")
         chosen = range(batch_size)[index[0]]
         return local_bt[place[chosen[0]] : place[chosen[-1]] + 1]
 

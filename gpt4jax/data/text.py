@@ -39,7 +39,7 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
     if tok.vocab_size > vocab_size:
         raise UserError(f"tokenizer {tok.name} has {tok.vocab_size} ids, above model.vocab_size {vocab_size}")
     folder = cache.cache_folder(cache_dir, corpus.name, corpus.fingerprint, tok, options.shard_bytes)
-    facts = {"dataset": corpus.name, "fingerprint": corpus.fingerprint, "tokenizer": tok.name}
+    facts: dict[str, Any] = {"dataset": corpus.name, "fingerprint": corpus.fingerprint, "tokenizer": tok.name}
     facts["tokenizer_fingerprint"] = tok.fingerprint
     rows = {}
     for split, documents in corpus.splits.items():

@@ -139,9 +139,7 @@ def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -163,7 +161,8 @@ def load_bpe(path: pathlib.Path) -> Tokenizer:
     def encode_batch(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
 
-    return Tokenizer(f"bpe:{len(pieces)}", pieces, fast.token_to_id(END), encode_batch, _short(text), path)
+    end = pieces.index(b"")
+    return Tokenizer(f"bpe:{len(pieces)}", pieces, end, encode_batch, _short(text), path)
 
 
 def _byte_alphabet() -> list[str]:

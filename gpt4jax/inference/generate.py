@@ -67,12 +67,14 @@ _choose = jax.jit(sample)
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _prefill(config, params, tokens_bt, length, state: State) -> tuple[jax.Array, State]:
     """The logits after the prompt's last token. What the padding wrote lies past the length: hidden, overwritten."""
-    x_btd, state = model.features(config, params, tokens_bt, state=state)
+    x_btd, grown = model.features(config, params, tokens_bt, state=state)
+    assert grown is not None
     last_b1d = jax.lax.dynamic_slice_in_dim(x_btd, length - 1, 1, axis=1)
-    return model.unembed(config, params, last_b1d)[:, 0], state._replace(length_b=jnp.full_like(state.length_b, length))
+    return model.unembed(config, params, last_b1d)[:, 0], grown._replace(length_b=jnp.full_like(state.length_b, length))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _step(config, params, tokens_b1, state: State) -> tuple[jax.Array, State]:
-    x_b1d, state = model.features(config, params, tokens_b1, state=state)
-    return model.unembed(config, params, x_b1d)[:, 0], state
+    x_b1d, grown = model.features(config, params, tokens_b1, state=state)
+    assert grown is not None
+    return model.unembed(config, params, x_b1d)[:, 0], grown

@@ -139,7 +139,7 @@ def _backward(mask, soft_cap, residuals, dy_bkgth):
     # sum over keys of weight * its gradient, as a product of outputs (FlashAttention, appendix B)
     inner_bkgt1 = jnp.sum(dy_bkgth.astype(stable) * y_bkgth, axis=-1, keepdims=True)
     t = q_bkgth.shape[3]
-    dq, dk, dv = [], 0, 0
+    dq, dk, dv = [], jnp.zeros_like(k_bksh), jnp.zeros_like(v_bksh)
     for start, end in _blocks(t):
         rows = (..., slice(start, end), slice(None))
         q, dy, k, v = q_bkgth[rows], dy_bkgth[rows], k_bksh[:, :, :end], v_bksh[:, :, :end]

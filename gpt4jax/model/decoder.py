@@ -74,7 +74,7 @@ def features(
     """
     if images is not None:
         raise ValueError("this decoder has no image frontend yet: images must be None")
-    return Decoder(config).apply(
+    return Decoder(config).apply(  # type: ignore[return-value] # Flax types it as anything
         {"params": params},
         tokens_bt,
         segment_ids_bt=segment_ids_bt,
@@ -185,6 +185,5 @@ def _run_layers(config, params, x_btd, rows, cache, dropout_key):
 
 def _unstack(xs, n):
     """The n slices of a stacked tree. The gradient of `split` is one concatenation; that of n indexings, n sums."""
-    leaves, structure = jax.tree.flatten(xs)
-    columns = [jax.lax.split(leaf, [1] * n) for leaf in leaves]
-    return [structure.unflatten([column[i][0] for column in columns]) for i in range(n)]
+    columns = jax.tree.map(lambda leaf: [part[0] for part in jax.lax.split(leaf, [1] * n)], xs)
+    return [jax.tree.map(lambda _, column, i=i: column[i], xs, columns) for i in range(n)]

@@ -65,12 +65,12 @@ class Banded(Mask):
 
 
 def causal() -> Mask:
-    """k <= q."""
+    """K <= q."""
     return Causal()
 
 
 def banded(window: int) -> Mask:
-    """q - k < window."""
+    """Q - k < window."""
     return Banded(window)
 
 

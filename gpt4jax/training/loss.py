@@ -55,9 +55,7 @@ def _chunk_sums(config, z_loss, params, x_bcd, targets_bc, weights_bc):
 
 def _chunks(chunk, *arrays):
     """(B, T, ...) -> (T / chunk, B, chunk, ...) of each array."""
-    return tuple(
-        jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays
-    )
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

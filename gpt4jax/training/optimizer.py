@@ -47,7 +47,7 @@ def adamw(options: Any, config: Config, num_steps: int) -> optax.GradientTransfo
     decay_mask = tree(config, lambda row: row.decay)
 
     def covered(params):
-        if jax.tree.structure(params) != jax.tree.structure(decay_mask):
+        if jax.tree.map(lambda _: 0, params) != jax.tree.map(lambda _: 0, decay_mask):
             raise ValueError("the weight-decay mask does not cover exactly the parameters of the table")
         return decay_mask
 

@@ -31,8 +31,8 @@ def abstract_state(config: model.Config, optimizer: optax.GradientTransformation
     return jax.eval_shape(lambda: new_state(config, optimizer, 0))
 
 
-def state_shardings(config: model.Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of every leaf: a moment lies like its parameter, counters are on every device."""
+def state_shardings(config: model.Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A TrainState of shardings, one for every leaf: a moment lies like its parameter, counters are on every device."""
     shardings = partition.param_shardings(config, mesh)
     everywhere = partition.replicated(mesh)
     moments = optax.tree_utils.tree_map_params(
@@ -42,4 +42,4 @@ def state_shardings(config: model.Config, optimizer: optax.GradientTransformatio
         shardings,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, shardings, moments)
+    return TrainState(everywhere, shardings, moments)  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ def train_step(
     micro_batches: int = 1,
     z_loss: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step: the next state, and scalars (loss in nats per token, totals, gradient norm, learning rate)."""
+    """One optimizer step: the next state, and scalars, the loss in nats per token among them."""
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout else None
     grads, totals = gradients(
         config, state.params, batch, micro_batches=micro_batches, z_loss=z_loss, dropout_key=dropout_key

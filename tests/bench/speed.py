@@ -59,9 +59,7 @@ def main() -> None:
         for number in range(options.rounds):
             runs["gpt4jax"].append(ours(home, number, options.steps))
             runs["torch"].append(theirs(options.peer_python, options.steps, None))
-            runs["torch, huge pages"].append(
-                theirs(options.peer_python, options.steps, "glibc.malloc.hugetlb=1")
-            )
+            runs["torch, huge pages"].append(theirs(options.peer_python, options.steps, "glibc.malloc.hugetlb=1"))
             print(json.dumps({name: done[-1]["tokens_per_second"] for name, done in runs.items()}), flush=True)
     medians = {name: statistics.median(r["tokens_per_second"] for r in done) for name, done in runs.items()}
     for name, done in runs.items():

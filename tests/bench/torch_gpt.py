@@ -88,10 +88,22 @@ def main():
     seconds, tokens = statistics.median(times), a.batch * a.context
     n = sum(q.numel() for q in model.parameters()) - model.position.weight.numel()
     flops = tokens * (6 * n + 6 * a.layers * a.width * a.context)
-    print(json.dumps(dict(peer="torch", version=torch.__version__, device=device, dtype=a.dtype, compile=a.compile, params=n,
-                          seconds_per_step=round(seconds, 4), tokens_per_second=round(tokens / seconds, 1),
-                          tflops=round(flops / seconds / 1e12, 4),
-                          peak_memory_gib=round(peak_memory(device) / 2**30, 3))))
+    print(
+        json.dumps(
+            dict(
+                peer="torch",
+                version=torch.__version__,
+                device=device,
+                dtype=a.dtype,
+                compile=a.compile,
+                params=n,
+                seconds_per_step=round(seconds, 4),
+                tokens_per_second=round(tokens / seconds, 1),
+                tflops=round(flops / seconds / 1e12, 4),
+                peak_memory_gib=round(peak_memory(device) / 2**30, 3),
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

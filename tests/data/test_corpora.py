@@ -109,7 +109,9 @@ def test_any_tfds_set_prepared_as_array_record(tmp_path, monkeypatch):
     corpus = corpora.prepare(options(dataset="tiny_wiki", eval_split="validation"), tmp_path)
     assert sorted(texts(corpus, "train")) == sorted(f"train {i}".encode() for i in range(20))
     assert b"validation 3" in texts(corpus, "eval")
-    sliced = corpora.prepare(options(dataset="tiny_wiki", train_split="train[:50%]", eval_split="train[50%:]"), tmp_path)
+    sliced = corpora.prepare(
+        options(dataset="tiny_wiki", train_split="train[:50%]", eval_split="train[50%:]"), tmp_path
+    )
     assert len(sliced.splits["train"]) == len(sliced.splits["eval"]) == 10
     assert sliced.fingerprint != corpus.fingerprint
     with pytest.raises(UserError, match="has no split 'test' but train, validation; set data.eval_split"):

@@ -58,9 +58,7 @@ def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, t
     @jax.jit
     def run(tokens_bt, weights_bt):
         def loss(params):
-            x_btd, _ = model.features(
-                config, params, tokens_bt, segment_ids_bt=segments_bt, positions_bt=positions_bt
-            )
+            x_btd, _ = model.features(config, params, tokens_bt, segment_ids_bt=segments_bt, positions_bt=positions_bt)
             # The targets are the row's own tokens at fixed places: only the weighted ones count.
             targets_bt = jnp.full_like(tokens_bt, 7)
             return summed_loss(config, params, x_btd, targets_bt, weights_bt).objective, x_btd
@@ -70,7 +68,7 @@ def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, t
 
     index = np.arange(T)
     # what is looked at -> which other places may change: later ones, or other documents' (earlier ones too)
-    cases = {t: (index <= t) & (SEGMENTS == SEGMENTS[t]) for t in (0, 4, 8, 9, 14, 18)}
+    cases = {t: (index <= t) & (SEGMENTS[t] == SEGMENTS) for t in (0, 4, 8, 9, 14, 18)}
     for t, kept in cases.items():
         weights_bt = jnp.broadcast_to(jnp.asarray(kept, jnp.float32), (2, T))
         base_logits, base_grads = run(tokens_bt, weights_bt)
@@ -93,8 +91,8 @@ def test_scan_unroll_and_remat_agree(shape, tokens_bt):
         return jax.jit(jax.value_and_grad(loss))(params)
 
     loss, grads = run(base)
-    for layers, remat in (("scan", "full"), ("unroll", "none"), ("unroll", "dots")):
-        other_loss, other_grads = run(dataclasses.replace(base, layers=layers, remat=remat))
+    for lowering, remat in (("scan", "full"), ("unroll", "none"), ("unroll", "dots")):
+        other_loss, other_grads = run(dataclasses.replace(base, layers=lowering, remat=remat))
         assert float(other_loss) == pytest.approx(float(loss), rel=1e-6)
         difference = jax.tree.map(jnp.subtract, grads, other_grads)
         assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(grads)
@@ -170,8 +168,8 @@ def test_errors_in_words(tokens_bt):
         model.apply(config, params, jnp.zeros((1, 33), jnp.int32))
     with pytest.raises(ValueError, match="8 tokens do not fit a KV cache of 4"):
         model.features(config, params, tokens_bt[:, :8], state=model.init_cache(config, 2, 4))
+    cache = model.init_cache(config, 2, T)
     with pytest.raises(ValueError, match="exclude each other"):
-        cache = model.init_cache(config, 2, T)
         model.features(config, params, tokens_bt, segment_ids_bt=tokens_bt, state=cache)
     with pytest.raises(ValueError, match="images"):
         model.features(config, params, tokens_bt, images=jnp.zeros((1,)))

@@ -1,4 +1,4 @@
-"""Logits of GPT-2 and Llama as the `transformers` library computes them (recorded: tests/bench/record_transformers.py)."""
+"""Logits of GPT-2 and Llama as `transformers` computes them, recorded by tests/bench/record_transformers.py."""
 
 import pathlib
 

@@ -47,7 +47,15 @@ def make_batch(seed: int) -> Batch:
 def run(config, mesh_sizes=None, micro_batches=1, steps=STEPS):
     """Parameters after some steps on a mesh (None: one device), from the same seed and batches."""
     optimizer = optimizers.adamw(options(), config, STEPS)
-    step = partial(train_step, config, optimizer, optimizers.schedule(options(), STEPS), seed=0, micro_batches=micro_batches, z_loss=1e-3)
+    step = partial(
+        train_step,
+        config,
+        optimizer,
+        optimizers.schedule(options(), STEPS),
+        seed=0,
+        micro_batches=micro_batches,
+        z_loss=1e-3,
+    )
     init = partial(states.new_state, config, optimizer, 0)
     devices = jax.devices()[:1] if mesh_sizes is None else jax.devices()
     mesh = meshes.make_mesh(dict(zip(meshes.MESH_AXES, mesh_sizes or (1, 1, 1), strict=True)), devices)
