@@ -242,7 +242,8 @@ def describe(model_config, mesh, config) -> str:
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return (
         f"{count(model_config)['total']:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({shape})\n"
-        f"a step: {config.batch_size} rows of {config.data.seq_len} = {config.batch_size * config.data.seq_len:,} tokens, "
+        f"a step: {config.batch_size} rows of {config.data.seq_len} = "
+        f"{config.batch_size * config.data.seq_len:,} tokens, "
         f"{config.batch_size // shards // micro} rows a shard"
         + (f" in each of {micro} micro-batches" if micro > 1 else "")
     )

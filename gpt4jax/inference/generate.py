@@ -39,7 +39,8 @@ def generate(
     length = len(prompt) + max_tokens
     if length > config.max_seq_len:
         raise UserError(
-            f"a prompt of {len(prompt)} tokens and {max_tokens} more exceed the model's max_seq_len {config.max_seq_len}"
+            f"a prompt of {len(prompt)} tokens and {max_tokens} more exceed the model's max_seq_len "
+            f"{config.max_seq_len}"
         )
     padded = np.zeros((1, min(_power_of_two(len(prompt)), config.max_seq_len)), np.int32)
     padded[0, : len(prompt)] = prompt

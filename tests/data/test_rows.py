@@ -1,6 +1,7 @@
 """The token cache and the rows of a step: nothing lost, the same on any number of devices, restarts and shards."""
 
 import collections
+import itertools
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def expected_pairs(documents):
     counts = collections.Counter()
     for text in documents:
         ids = [TOK.end, *text, TOK.end]
-        counts.update(zip(ids[:-1], ids[1:], strict=True))
+        counts.update(itertools.pairwise(ids))
     return counts
 
 

@@ -1,0 +1,108 @@
+"""Configs: complete, locked, and errors that name the nearest key."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from gpt4jax import config as configuration
+from gpt4jax import model
+from gpt4jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_complete_and_describes_a_decoder(path):
+    config = configuration.load(str(path))
+    assert set(configuration._keys(config)) == set(configuration._keys(configuration.default()))
+    assert config.is_locked
+    assert configuration.model_config(config).num_layers == config.model.num_layers
+    assert f"--config configs/{path.name}" in path.read_text()
+
+
+def test_every_key_is_commented_or_told_by_its_name():
+    source = (ROOT / "gpt4jax" / "config.py").read_text()
+    lines = re.findall(r"^    ([a-z])\.(\w+) = (.*)$", source.partition("return c.lock()")[0], re.M)
+    plain = {"num_layers", "embed_dim", "head_dim", "norm_eps", "warmup_steps", "beta1", "beta2", "eps"}
+    bare = [name for _, name, rest in lines if "#" not in rest and "ConfigDict" not in rest]
+    assert len(lines) > 50 and set(bare) <= plain | {"sample_tokens"}
+
+
+def test_model_group_and_dataclass_agree():
+    import dataclasses
+
+    fields = {field.name for field in dataclasses.fields(model.Config)}
+    assert fields == set(configuration.default().model.keys())
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("num_steps=7", "num_steps", 7),
+        ("model.use_bias=false", "model.use_bias", False),
+        ("model.attention=('dense','banded:8')", "model.attention", ("dense", "banded:8")),
+        ("model.attention=dense", "model.attention", ("dense",)),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("data.tokenizer=bpe:300", "data.tokenizer", "bpe:300"),
+        ("eval.sample_prompt=", "eval.sample_prompt", ""),
+    ],
+)
+def test_overrides(override, key, value):
+    config = configuration.load(str(ROOT / "configs" / "quickstart.py"), [override])
+    found = configuration._flat(config)[key]
+    assert (list(found) if isinstance(found, tuple | list) else found) == (
+        list(value) if isinstance(value, tuple) else value
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.num_layer=2", "no key 'model.num_layer'; did you mean --config.model.num_layers?"),
+        ("learning_rate=2", "did you mean --config.optimizer.learning_rate?"),
+        ("zzz=1", "the config has no key 'zzz'$"),
+        ("num_steps=1.5", "must be of type int, such as 800|must be of type int"),
+        ("num_steps=True", "must be of type int"),
+        ("model.use_bias=1", "must be of type bool"),
+        ("optimizer.learning_rate=fast", "must be of type float"),
+        ("num_steps", "needs a value"),
+        ("model=3", "no key 'model'"),
+    ],
+)
+def test_bad_overrides(override, words):
+    with pytest.raises(UserError, match=words):
+        configuration.load(str(ROOT / "configs" / "quickstart.py"), [override])
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match=r"no config file .*; did you mean .*quickstart.py"):
+        configuration.load(str(ROOT / "configs" / "quickstrat.py"))
+    for body, words in (
+        ("c.modle.num_layers = 2", "modle"),
+        ("c.model.num_layer = 2", 'Did you mean "num_layers"'),
+        ("c.num_steps = 'many'", "num_steps|str|int"),
+    ):
+        path = tmp_path / "bad.py"
+        path.write_text(
+            f"from gpt4jax.config import default\ndef get_config():\n    c = default()\n    {body}\n    return c\n"
+        )
+        with pytest.raises(UserError, match=words):
+            configuration.load(str(path))
+
+
+def test_json_round_trip_and_differences(tmp_path):
+    config = configuration.load(str(ROOT / "configs" / "quickstart.py"), ["model.attention=('dense','banded:8')"])
+    path = tmp_path / "config.json"
+    path.write_text(configuration.to_json(config))
+    again = configuration.from_json(path)
+    assert configuration.differences(config, again, ()) == []
+    assert configuration.model_config(again) == configuration.model_config(config)
+    with again.unlocked():
+        again.num_steps, again.model.mlp_dim = 5, 7
+    assert configuration.differences(config, again, ("num_steps",)) == [f"model.mlp_dim: {config.model.mlp_dim} -> 7"]
+    path.write_text(json.dumps({"model": {"strange": 1}}))
+    with pytest.raises(UserError, match="is not a config of this version"):
+        configuration.from_json(path)
