@@ -27,15 +27,15 @@ def default() -> ml_collections.ConfigDict:
 
     c.model = m = ml_collections.ConfigDict()
     m.vocab_size = 4096  # at least the tokenizer's
-    m.num_layers = 4
-    m.embed_dim = 64
+    m.num_layers = 4  # decoder blocks
+    m.embed_dim = 64  # width of the residual stream
     m.num_heads = 4  # query heads
     m.num_kv_heads = 4  # key and value heads; fewer than num_heads: grouped-query attention
-    m.head_dim = 16
+    m.head_dim = 16  # width of one head
     m.mlp_dim = 256  # hidden width of the MLP
     m.max_seq_len = 256  # longest row, and the size of a learned position table
     m.norm = "layernorm"  # or "rmsnorm"
-    m.norm_eps = 1e-5
+    m.norm_eps = 1e-5  # added to the variance
     m.position = "learned"  # or "rope": rotary
     m.rope_theta = 10_000.0  # base of the rotary frequencies
     m.activation = "gelu"  # or "swiglu"
@@ -58,7 +58,7 @@ def default() -> ml_collections.ConfigDict:
     d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "bpe:SIZE"
     d.seq_len = 256  # tokens in a row
     d.train_split = "train"  # split names of a TFDS set
-    d.eval_split = "eval"
+    d.eval_split = "eval"  # held out
     d.text_feature = "text"  # which feature of a TFDS set, or key of a JSONL object, is the text
     d.shard_bytes = 2**25  # text in a logical shard of the token cache; a longer document is split
     d.cache_dir = ""  # prepared data sets, tokenizers and token caches; "": $GPT4JAX_CACHE or ~/.cache/gpt4jax
@@ -67,12 +67,12 @@ def default() -> ml_collections.ConfigDict:
     c.optimizer = o = ml_collections.ConfigDict()
     o.learning_rate = 1e-3  # the schedule's peak
     o.schedule = "warmup_cosine"  # or "warmup_stable_decay"
-    o.warmup_steps = 100
+    o.warmup_steps = 100  # linear, from 0
     o.decay_steps = 0  # length of the linear decay of warmup_stable_decay
     o.final_fraction = 0.1  # last learning rate over the peak
-    o.beta1 = 0.9
-    o.beta2 = 0.95
-    o.eps = 1e-8
+    o.beta1 = 0.9  # decay of the first moment
+    o.beta2 = 0.95  # decay of the second moment
+    o.eps = 1e-8  # added to the root of the second moment
     o.weight_decay = 0.1  # on matrices and embeddings, not on norms and biases
     o.grad_clip_norm = 1.0  # on the global norm; 0: no clipping
     o.z_loss = 0.0  # weight of log(Z)^2, which keeps the softmax's normaliser near 1
@@ -92,7 +92,7 @@ def default() -> ml_collections.ConfigDict:
     e.batch_size = 0  # rows; 0: as in training
     e.log_every_steps = 10  # lines of metrics.jsonl
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
-    e.sample_tokens = 64
+    e.sample_tokens = 64  # of that continuation
     return c.lock()
 
 
@@ -195,6 +195,9 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
         with config.ignore_type():
             config.update(loaded)
         config.model.attention = tuple(config.model.attention)
+        strange = set(_keys(config)) - set(_keys(default()))
+        if strange:
+            raise KeyError(f"unknown key {sorted(strange)[0]}")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config of this version of gpt4jax: {error}") from error
     return config.lock()

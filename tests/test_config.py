@@ -23,12 +23,11 @@ def test_every_config_is_complete_and_describes_a_decoder(path):
     assert f"--config configs/{path.name}" in path.read_text()
 
 
-def test_every_key_is_commented_or_told_by_its_name():
+def test_every_key_is_commented():
     source = (ROOT / "gpt4jax" / "config.py").read_text()
     lines = re.findall(r"^    ([a-z])\.(\w+) = (.*)$", source.partition("return c.lock()")[0], re.M)
-    plain = {"num_layers", "embed_dim", "head_dim", "norm_eps", "warmup_steps", "beta1", "beta2", "eps"}
     bare = [name for _, name, rest in lines if "#" not in rest and "ConfigDict" not in rest]
-    assert len(lines) > 50 and set(bare) <= plain | {"sample_tokens"}
+    assert len(lines) > 50 and not bare
 
 
 def test_model_group_and_dataclass_agree():
