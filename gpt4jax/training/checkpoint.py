@@ -29,12 +29,21 @@ MANIFEST = "manifest.json"
 _NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the seal
 
 
+def check_keep(keep: int) -> None:
+    """Refuses to keep one checkpoint only.
+
+    Raises:
+        UserError: keep below 2.
+    """
+    if keep < 2:
+        raise UserError(f"checkpoint.keep is {keep}; keep at least 2, so that a damaged newest one has one before")
+
+
 class Checkpoints:
     """The checkpoints of a workdir, as a training run writes them."""
 
     def __init__(self, workdir: pathlib.Path, keep: int):
-        if keep < 2:
-            raise UserError(f"checkpoint.keep is {keep}; keep at least 2, so that a damaged newest one has one before")
+        check_keep(keep)
         self.workdir = workdir
         self.folder = workdir / "checkpoints"
         options = ocp.CheckpointManagerOptions(

@@ -28,7 +28,8 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
             raise UserError(f"{workdir} is not empty and no run of gpt4jax (it has no config.json); choose another")
     except (FileExistsError, NotADirectoryError, PermissionError, FileNotFoundError) as error:
         raise UserError(f"the workdir {workdir} can't be created or written: {error.strerror}") from error
-    if saved.is_file():
+    # Before its data were ready a run has nothing to lose: a mistake in its config can be mended in place.
+    if saved.is_file() and (workdir / "data.json").is_file():
         old = configuration.from_json(saved)
         different = configuration.differences(old, config, MAY_CHANGE)
         if different:

@@ -1,0 +1,52 @@
+"""What a run says before its first step and after its last."""
+
+import pathlib
+
+import jax
+
+from gpt4jax.inference.generate import generate
+from gpt4jax.model.axes import RULES
+from gpt4jax.model.parameters import count
+from gpt4jax.training.loop import Loop
+from gpt4jax.training.metrics import duration, peak_memory_bytes
+
+
+def describe(model_config, mesh, config) -> str:
+    """The run's arithmetic: parameters, mesh, rows and tokens of a step."""
+    shards = 1
+    for axis in RULES["act_batch"]:
+        shards *= mesh.shape[axis]
+    micro = config.optimizer.micro_batches
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return (
+        f"{count(model_config)['total']:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({shape})\n"
+        f"a step: {config.batch_size} rows of {config.data.seq_len} = "
+        f"{config.batch_size * config.data.seq_len:,} tokens, "
+        f"{config.batch_size // shards // micro} rows a shard"
+        + (f" in each of {micro} micro-batches" if micro > 1 else "")
+    )
+
+
+def sample(model_config, params, tokenizer, config) -> str:
+    """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches."""
+    prompt = [tokenizer.end, *tokenizer.encode(config.eval.sample_prompt)][: model_config.max_seq_len - 1]
+    room = model_config.max_seq_len - len(prompt)
+    params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+    ids = generate(
+        model_config, params, prompt, min(config.eval.sample_tokens, room),
+        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.end,
+    )  # fmt: skip
+    return f"--- a sample\n{config.eval.sample_prompt}{tokenizer.decode(ids)}\n---"
+
+
+def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: pathlib.Path) -> str:
+    """A few lines for a person: what was trained, how well and how fast."""
+    where, peak = peak_memory_bytes()
+    lines = [f"{config.num_steps} steps of {parameters:,} parameters in {duration(seconds)}"]
+    if loop.evaluation:
+        loss, bits = (loop.evaluation[f"eval/heldout/{name}"] for name in ("loss", "bits_per_byte"))
+        lines.append(f"held-out {loss:.4f} nats/token, {bits:.4f} bits/byte")
+    if log.total_seconds:
+        lines.append(f"{log.total_tokens / log.total_seconds:,.0f} tokens/s of steps after the first")
+    lines += [f"peak memory of the {where} {peak / 2**30:.2f} GiB", f"workdir {workdir}"]
+    return "\n".join(lines)
