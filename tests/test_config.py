@@ -63,7 +63,7 @@ def test_overrides(override, key, value):
         ("model.num_layer=2", "no key 'model.num_layer'; did you mean --config.model.num_layers?"),
         ("learning_rate=2", "did you mean --config.optimizer.learning_rate?"),
         ("zzz=1", "the config has no key 'zzz'$"),
-        ("num_steps=1.5", "must be of type int, such as 800|must be of type int"),
+        ("num_steps=1.5", "must be of type int, such as 1600"),
         ("num_steps=True", "must be of type int"),
         ("model.use_bias=1", "must be of type bool"),
         ("optimizer.learning_rate=fast", "must be of type float"),
