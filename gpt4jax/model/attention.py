@@ -71,7 +71,8 @@ def blockwise(
     """Causal self-attention by blocks of queries, each with the keys up to its own end.
 
     The forward pass keeps the log-sum-exp of each query; the backward pass recomputes a block's weights
-    from it (Dao et al. 2022, FlashAttention), so that no (T, T) array outlives its block.
+    from it (Dao et al. 2022, FlashAttention), so that no scores are kept for it. How many blocks are in
+    memory at once is the compiler's choice: on a CPU, XLA takes all of a layer's, half a (T, T) array.
     """
     return _by_token(_blockwise(mask, soft_cap, *_by_head(q_btnh, k_bskh, v_bskh), where))
 
