@@ -113,8 +113,11 @@ def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: {str(error).strip(chr(34))}") from error
+    except Exception as error:  # a config is the user's own code: whatever it raises is theirs to mend
+        words = error.args[0] if error.args else type(error).__name__
+        raise UserError(f"{path}: {words}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"{path}: get_config() gives a {type(config).__name__}, not a ConfigDict")
     config = config.copy_and_resolve_references()
     missing = set(_keys(default())) - set(_keys(config))
     if missing:
@@ -165,6 +168,31 @@ def _value(key: str, text: str, old: Any) -> Any:
     if type(value) is not type(old):
         raise UserError(f"--config.{key}={text}: it must be of type {type(old).__name__}, such as {old!r}")
     return value
+
+
+_AT_LEAST = {
+    "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
+    "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
+    "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.log_every_steps": 0,
+    "eval.sample_tokens": 0,
+}  # fmt: skip
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Checks the numbers that no other part of the package does.
+
+    Raises:
+        UserError: one that is too small, or float64 without jax's x64 mode, where jax would take float32.
+    """
+    import jax
+
+    flat = _flat(config)
+    for key, least in _AT_LEAST.items():
+        if flat[key] < least:
+            raise UserError(f"{key} is {flat[key]}; it must be at least {least}")
+    for key in ("model.dtype", "model.param_dtype"):
+        if flat[key] == "float64" and not jax.config.jax_enable_x64:
+            raise UserError(f"{key} is float64, which jax has only with the environment variable JAX_ENABLE_X64=1")
 
 
 def model_config(config: Mapping[str, Any]):

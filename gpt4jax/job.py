@@ -70,13 +70,16 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
     except UserError as error:
         say(f"error: {error}")
         status = 2
+    except BrokenPipeError:  # `... | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
         status = 2
     except KeyboardInterrupt:
-        say("interrupted before there was anything to save")
+        say("interrupted; what was saved before is whole, and the same command goes on from there")
         status = INTERRUPTED
     sys.stdout.flush()
     sys.exit(status)

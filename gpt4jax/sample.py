@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--top_p", type=float, default=1.0, help="only the most likely that reach p together; 1: all")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(argv)
+    flags.workdir = flags.workdir.expanduser()
     if flags.max_tokens < 1 or flags.temperature < 0 or flags.top_k < 0 or not 0 < flags.top_p <= 1:
         raise UserError("--max_tokens must be at least 1, --temperature and --top_k at least 0, --top_p in (0, 1]")
     return sample(flags)
@@ -51,7 +52,7 @@ def sample(flags: argparse.Namespace) -> int:
     prompt = [tokenizer.end, *tokenizer.encode(flags.prompt)]
     ids = generate(
         model_config, params, prompt, flags.max_tokens, temperature=flags.temperature, top_k=flags.top_k,
-        top_p=flags.top_p, seed=flags.seed, stop=tokenizer.end,
+        top_p=flags.top_p, seed=flags.seed, stop=tokenizer.end, vocab_size=tokenizer.vocab_size,
     )  # fmt: skip
     # A token may end inside a character: the decoder holds its bytes back until the rest has come.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -44,17 +44,19 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     from gpt4jax.training.loop import Loop
 
     start = time.monotonic()
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
     workdir = workdir.expanduser().absolute()
 
     # --- What is asked for, checked before anything is written.
     try:
+        configuration.check_values(config)
         model_config = configuration.model_config(config)
         if config.data.seq_len > model_config.max_seq_len:
             raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
         mesh = meshes.make_mesh(config.mesh)
         partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
         partition.check(model_config, mesh, config.eval.batch_size or config.batch_size)
-        checkpoint.check_keep(config.checkpoint.keep)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -63,7 +65,11 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
 
     # --- Data: tokenized once, then cached.
     data = text.load(config.data, model_config.vocab_size, job.cache_dir(config.data.cache_dir), job.say)
-    workdirs.check_data(workdir, data.facts)
+    if max(checkpoint.saved_steps(workdir), default=0) > config.num_steps:
+        raise UserError(
+            f"{workdir} is at step {checkpoint.saved_steps(workdir)[-1]}, past num_steps {config.num_steps}"
+        )
+    workdirs.record(workdir, config, data.facts)
     tokenizer.keep(data.tokenizer, workdir)
 
     # --- Programs. The state is donated: a step updates it in place.
@@ -93,8 +99,6 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         first_step = int(state.step)
         if first_step:
             job.say(f"resumed at step {first_step}")
-        if first_step > config.num_steps:
-            raise UserError(f"{workdir} is at step {first_step}, past num_steps {config.num_steps}")
         history = metrics.rewind(workdir, first_step)
 
         # --- Steps.

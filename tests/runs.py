@@ -27,16 +27,16 @@ def command(job: str, *flags: object) -> list[str]:
     return [sys.executable, "-m", f"gpt4jax.{job}", *map(str, flags)]
 
 
-def environment(cache: pathlib.Path) -> dict[str, str]:
+def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
     """The environment of a run with a cache of its own; under pytest with its XLA_FLAGS (tests/conftest.py)."""
-    return os.environ | {"GPT4JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    own = {"GPT4JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return os.environ | own
 
 
-def run(job: str, *flags: object, cache: pathlib.Path, **options) -> subprocess.CompletedProcess:
+def run(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs a job to its end."""
-    return subprocess.run(
-        command(job, *flags), env=environment(cache), cwd=ROOT, capture_output=True, text=True, check=False, **options
-    )
+    environ = environment(cache, devices)
+    return subprocess.run(command(job, *flags), env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def final_state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:

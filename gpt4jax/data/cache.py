@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -14,14 +15,14 @@ from gpt4jax.data.packing import Plan, plan, row_arrays
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
 
-_FORMAT = "1"  # of the files below; a change makes new caches
+_FORMAT = "2"  # of the files below; a change makes new caches
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenCache:
     """The shards of one split on disk.
 
-    `totals` counts documents, pieces of documents that were split, pairs (target tokens) and bytes.
+    `totals` counts documents, empty ones left out, parts after splitting, pairs (target tokens) and bytes.
     """
 
     folder: pathlib.Path
@@ -63,10 +64,10 @@ def build(
     summary = folder / "summary.json"
     if summary.is_file():
         return TokenCache(folder, **json.loads(summary.read_text()))
-    if not len(documents):
+    sizes = [len(documents[i]) for i in range(len(documents))]
+    if not sum(sizes):
         raise UserError("the data set has no usable document")
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [len(documents[i]) for i in range(len(documents))]
     shards = plan_shards(sizes, shard_bytes)
     for number, shard in enumerate(shards):
         if not _path(folder, number, "tokens").is_file():
@@ -74,7 +75,13 @@ def build(
         progress(number + 1, len(shards))
     pairs = sum(int(_load(folder, number, "offsets")[-1]) for number in range(len(shards)))
     parts = sum(len(shard) for shard in shards)
-    totals = {"documents": sum(size > 0 for size in sizes), "parts": parts, "pairs": pairs, "bytes": sum(sizes)}
+    totals = {
+        "documents": sum(map(bool, sizes)),
+        "empty": sizes.count(0),
+        "parts": parts,
+        "pairs": pairs,
+        "bytes": sum(sizes),
+    }
     _write(summary, json.dumps({"num_shards": len(shards), "totals": totals}).encode())
     return TokenCache(folder, len(shards), totals)
 
@@ -89,7 +96,7 @@ def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokeniz
 
 def _write_shard(documents, shard, tokenizer, folder, number):
     texts = [_part(documents[document], first, last) for document, first, last in shard]
-    lists = tokenizer.encode_batch([text.decode() for text in texts])
+    lists = tokenizer.encode_batch([_decoded(text) for text in texts])
     lengths = np.array([len(ids) + 1 for ids in lists], np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     tokens = np.full(lengths.sum() + 1, tokenizer.end, dtype)
@@ -101,6 +108,13 @@ def _write_shard(documents, shard, tokenizer, folder, number):
         tokens[start + 1 : start + 1 + len(ids)] = ids
     _save(folder, number, "offsets", offsets)
     _save(folder, number, "tokens", tokens)  # last: its presence says that the shard is whole
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the data set has a document that is not UTF-8: it starts {text[:60]!r}") from error
 
 
 def _part(text: bytes, first: int, last: int) -> bytes:
@@ -125,8 +139,10 @@ def _load(folder: pathlib.Path, number: int, kind: str) -> np.ndarray:
 def _save(folder: pathlib.Path, number: int, kind: str, array: np.ndarray) -> None:
     path = _path(folder, number, kind)
     part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, array)
+    # Through memory: np.save's own error on a full disk says neither that it is full nor where.
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    part.write_bytes(buffer.getbuffer())
     part.replace(path)
 
 

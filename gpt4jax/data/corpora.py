@@ -97,8 +97,11 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
     config = SourceConfig(name=digest.hexdigest()[:16], root=root, feature=feature, fingerprint=digest.hexdigest())
     builder = builder_class(data_dir=cache_dir / "tfds", config=config, file_format="array_record")
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except (RuntimeError, OSError) as error:  # the writer of records says RuntimeError when the disk is full
+        raise UserError(f"could not prepare {root} under {cache_dir}: {error}") from error
     return builder
 
 
@@ -131,7 +134,8 @@ def list_documents(root: pathlib.Path, feature: str, *, python_only: bool = Fals
     for path in sorted(root.rglob("*.py" if python_only else "*")):
         relative = path.relative_to(root)
         if path.is_file() and not skip & set(relative.parts):
-            yield RawDocument(relative.as_posix(), relative.as_posix(), path.read_bytes())
+            name = os.fsencode(relative.as_posix()).decode(errors="backslashreplace")  # a name may be any bytes
+            yield RawDocument(name, name, path.read_bytes())
 
 
 def _jsonl(path: pathlib.Path, feature: str) -> Iterator[RawDocument]:
@@ -160,7 +164,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
-    """Documents as {"key", "text"}, in a train and an eval split by the hash of the key."""
+    """Documents as {"key", "text"}, in a train and an eval split by the hash of the group."""
 
     VERSION = tfds.core.Version("1.0.0")
     python_only = False
@@ -224,6 +228,6 @@ def _tfds_set(options: Any) -> Corpus:
                 f"TFDS set {name!r} has no split {theirs!r} but {', '.join(builder.info.splits)}; "
                 f"set data.{ours}_split (slices such as 'train[:99%]' work)"
             ) from error
-    facts = [builder.info.full_name, options.train_split, options.eval_split]
+    facts = [builder.info.full_name, feature, options.train_split, options.eval_split]
     facts += [f"{k} {s.num_examples} {s.num_bytes} {s.shard_lengths}" for k, s in sorted(builder.info.splits.items())]
     return Corpus(name, hashlib.sha256("\n".join(facts).encode()).hexdigest(), splits, ())

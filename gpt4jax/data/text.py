@@ -51,6 +51,7 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
         say(
             f"{options.dataset} {split}: {totals['documents']:,} documents, {totals['bytes']:,} bytes, "
             f"{totals['pairs']:,} tokens of {tok.name}, {len(rows[split]):,} rows of {options.seq_len}"
+            + (f"; {totals['empty']} empty documents skipped" if totals["empty"] else "")
             + (f"; {cut} more parts of documents above data.shard_bytes" if cut else "")
         )
     return TextData(tok, rows, facts)

@@ -1,5 +1,6 @@
 """Tokenizers: raw bytes, BPE trained on the corpus, and the published GPT-2 and GPT-4 vocabularies."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -198,9 +199,8 @@ def _gpt2(cache_dir: pathlib.Path) -> Tokenizer:
 
 
 def _cl100k(cache_dir: pathlib.Path) -> Tokenizer:
-    from tiktoken.load import load_tiktoken_bpe
-
-    ranks = load_tiktoken_bpe(str(fetch(CL100K, cache_dir)))
+    lines = fetch(CL100K, cache_dir).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -25,11 +25,13 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Yields up to `max_tokens` ids that continue the prompt, ending early after (and without) `stop`.
 
     Prompts and caches are padded to powers of two, so that few programs are compiled. Token i is drawn
-    with a key that depends on (seed, i) alone.
+    with a key that depends on (seed, i) alone. `vocab_size` is the tokenizer's, where the model's is padded:
+    ids from there on are never drawn.
 
     Raises:
         UserError: an empty prompt, or prompt and tokens together longer than max_seq_len.
@@ -49,7 +51,7 @@ def generate(
     logits_bv, state = _prefill(config, params, padded, jnp.int32(len(prompt)), state)
     key = jax.random.key(seed)
     for i in range(max_tokens):
-        token_b = _choose(logits_bv, jax.random.fold_in(key, i), *settings)
+        token_b = _choose(logits_bv[:, :vocab_size], jax.random.fold_in(key, i), *settings)
         token = int(token_b[0])
         if token == stop:
             return

@@ -20,7 +20,7 @@ def sample(
     kth_b1 = jnp.take(sorted_bv, jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1, axis=-1)[:, None]
     kept_bv = jnp.where(sorted_bv >= kth_b1, sorted_bv, -jnp.inf)
     before_bv = jnp.cumsum(jax.nn.softmax(kept_bv, axis=-1), axis=-1) - jax.nn.softmax(kept_bv, axis=-1)
-    inside_bv = (before_bv < top_p) & (kept_bv > -jnp.inf)
+    inside_bv = ((before_bv < top_p) | (top_p >= 1)) & (kept_bv > -jnp.inf)
     last_b1 = jnp.min(jnp.where(inside_bv.at[:, 0].set(True), sorted_bv, jnp.inf), axis=-1, keepdims=True)
     drawn_b = jax.random.categorical(key, jnp.where(scaled_bv >= last_b1, scaled_bv, -jnp.inf), axis=-1)
     return jnp.where(temperature > 0, drawn_b, greedy_b)

@@ -46,9 +46,10 @@ def attend(
     itself).
 
     `self_attention` says that query i and key i are the same token, and that positions grow along each
-    segment of a row: then no causal query sees a key at a later index. A KV cache has no such order.
+    segment of a row: then no causal query sees a key at a later index, and `blockwise` serves it. A KV
+    cache has no such order; it, and masks that are not causal, take `reference`.
     """
-    if self_attention:
+    if self_attention and mask.causal:
         return blockwise(q_btnh, k_bskh, v_bskh, mask, where, soft_cap)
     return reference(q_btnh, k_bskh, v_bskh, mask, where, soft_cap)
 
@@ -140,7 +141,7 @@ def _backward(mask, soft_cap, residuals, dy_bkgth):
     # sum over keys of weight * its gradient, as a product of outputs (FlashAttention, appendix B)
     inner_bkgt1 = jnp.sum(dy_bkgth.astype(stable) * y_bkgth, axis=-1, keepdims=True)
     t = q_bkgth.shape[3]
-    dq, dk, dv = [], jnp.zeros_like(k_bksh), jnp.zeros_like(v_bksh)
+    dq, dk, dv = [], jnp.zeros(k_bksh.shape, stable), jnp.zeros(v_bksh.shape, stable)
     for start, end in _blocks(t):
         rows = (..., slice(start, end), slice(None))
         q, dy, k, v = q_bkgth[rows], dy_bkgth[rows], k_bksh[:, :, :end], v_bksh[:, :, :end]
@@ -151,9 +152,10 @@ def _backward(mask, soft_cap, residuals, dy_bkgth):
         d_scores = (weights * (d_weights - inner_bkgt1[rows]) * through_cap).astype(q.dtype)
         dq.append(jnp.einsum("bkgts,bksh->bkgth", d_scores, k))
         unseen = ((0, 0), (0, 0), (0, t - end), (0, 0))
-        dk += jnp.pad(jnp.einsum("bkgts,bkgth->bksh", d_scores, q), unseen)
-        dv += jnp.pad(jnp.einsum("bkgts,bkgth->bksh", weights.astype(dy.dtype), dy), unseen)
-    return jnp.concatenate(dq, axis=3), dk, dv, None
+        dk += jnp.pad(jnp.einsum("bkgts,bkgth->bksh", d_scores, q, preferred_element_type=stable), unseen)
+        weights = weights.astype(dy.dtype)
+        dv += jnp.pad(jnp.einsum("bkgts,bkgth->bksh", weights, dy, preferred_element_type=stable), unseen)
+    return jnp.concatenate(dq, axis=3), dk.astype(k_bksh.dtype), dv.astype(v_bksh.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from gpt4jax.model import masks
+
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "rope"),
@@ -70,6 +72,8 @@ class Config:
                 f"model.attention has a cycle of {len(self.attention)} patterns, "
                 f"which does not divide num_layers {self.num_layers}"
             )
+        for pattern in self.attention:
+            masks.from_pattern(pattern)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.loss_chunk_len < 0:

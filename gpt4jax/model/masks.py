@@ -11,7 +11,9 @@ import jax
 
 
 class Mask:
-    """A pattern of query and key positions."""
+    """A pattern of query and key positions. `causal` says that it shows no key after the query."""
+
+    causal = False
 
     def __call__(self, q_pos: jax.Array, k_pos: jax.Array) -> jax.Array:
         """Whether the query sees the key, for integer positions that broadcast against each other."""
@@ -31,6 +33,10 @@ class And(Mask):
     left: Mask
     right: Mask
 
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        return self.left.causal or self.right.causal
+
     def __call__(self, q_pos, k_pos):
         return self.left(q_pos, k_pos) & self.right(q_pos, k_pos)
 
@@ -42,6 +48,10 @@ class Or(Mask):
     left: Mask
     right: Mask
 
+    @property
+    def causal(self) -> bool:  # type: ignore[override]
+        return self.left.causal and self.right.causal
+
     def __call__(self, q_pos, k_pos):
         return self.left(q_pos, k_pos) | self.right(q_pos, k_pos)
 
@@ -49,6 +59,8 @@ class Or(Mask):
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
     """The key does not come after the query."""
+
+    causal = True
 
     def __call__(self, q_pos, k_pos):
         return k_pos <= q_pos

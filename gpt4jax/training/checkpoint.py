@@ -29,21 +29,10 @@ MANIFEST = "manifest.json"
 _NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the seal
 
 
-def check_keep(keep: int) -> None:
-    """Refuses to keep one checkpoint only.
-
-    Raises:
-        UserError: keep below 2.
-    """
-    if keep < 2:
-        raise UserError(f"checkpoint.keep is {keep}; keep at least 2, so that a damaged newest one has one before")
-
-
 class Checkpoints:
     """The checkpoints of a workdir, as a training run writes them."""
 
     def __init__(self, workdir: pathlib.Path, keep: int):
-        check_keep(keep)
         self.workdir = workdir
         self.folder = workdir / "checkpoints"
         options = ocp.CheckpointManagerOptions(
@@ -55,8 +44,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest step that was saved completely."""
-        steps = _steps(self.folder)
-        return steps[-1] if steps else None
+        return max(saved_steps(self.workdir), default=None)
 
     def save(self, state: TrainState) -> None:
         """Starts to write the state; training may go on. Waits for the previous save, and raises what it met.
@@ -109,7 +97,7 @@ class Checkpoints:
         Raises:
             UserError: every checkpoint is damaged.
         """
-        steps = _steps(self.folder)
+        steps = saved_steps(self.workdir)
         for step in reversed(steps):
             reason = damage(self.folder / str(step))
             if reason is None:
@@ -118,8 +106,11 @@ class Checkpoints:
                 items = self._manager.restore(step, args=ocp.args.Composite(**args))
                 return TrainState(items["rest"]["step"], items["params"], items["rest"]["moments"])
             say(f"the checkpoint of step {step} is damaged ({reason}): moved to {self._set_aside(step)}")
-        if steps:
-            raise UserError(f"every checkpoint of {self.workdir} is damaged; they are in {self.workdir / 'damaged'}")
+        if (self.workdir / "damaged").is_dir():  # now or in an earlier attempt
+            raise UserError(
+                f"every checkpoint of {self.workdir} is damaged; they are in {self.workdir / 'damaged'}: "
+                "remove that folder to start from the first step, and lose them"
+            )
         return None
 
     def _set_aside(self, step: int) -> pathlib.Path:
@@ -145,7 +136,7 @@ def load_params(workdir: pathlib.Path, abstract_params: Any, say: Callable[[str]
         UserError: there is none.
     """
     folder = workdir / "checkpoints"
-    for step in reversed(_steps(folder)):
+    for step in reversed(saved_steps(workdir)):
         reason = damage(folder / str(step))
         if reason is None:
             with ocp.StandardCheckpointer() as reader:
@@ -178,5 +169,7 @@ def _digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:
     return out
 
 
-def _steps(folder: pathlib.Path) -> list[int]:
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of the complete checkpoints of a workdir, in order."""
+    folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []

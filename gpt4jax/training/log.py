@@ -5,10 +5,12 @@ import pathlib
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import NoReturn
 
 import jax
 
 from gpt4jax.errors import UserError
+from gpt4jax.model.flops import mfu
 from gpt4jax.training.metrics import MetricWriter, Progress
 from gpt4jax.training.step import bits_per_byte
 
@@ -37,7 +39,6 @@ class TrainLog:
         self._waited = self._tokens = self._bytes = self._nll = 0.0
         self._window_start: float | None = None  # set when the first step, with its compilation, is over
         self.total_tokens, self.total_seconds = 0.0, 0.0
-        self.losses: dict[int, float] = {}
 
     def push(self, step: int, scalars: dict[str, jax.Array], waited: float) -> None:
         """Takes the scalars of a step just dispatched, and fetches those of the step before."""
@@ -45,10 +46,10 @@ class TrainLog:
         self._waited += waited
         self._fetch(pending)
 
-    def flush(self) -> None:
-        """Fetches what is pending: before a save or an evaluation, which must not see a broken state."""
+    def flush(self, *, end: bool = False) -> None:
+        """Fetches what is pending: before a save or an evaluation, and at the end, which always writes a line."""
         pending, self._pending = self._pending, None
-        self._fetch(pending)
+        self._fetch(pending, end)
 
     @contextmanager
     def paused(self):
@@ -58,22 +59,21 @@ class TrainLog:
         if self._window_start is not None:
             self._window_start += time.monotonic() - start
 
-    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None, end: bool = False) -> None:
         if pending is None:
             return
         step, scalars = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
         now = time.monotonic()
         if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
-            self._not_finite(step, scalars)
+            self.not_finite(step, f"loss {scalars['loss']}, gradient norm {scalars['grad_norm']}")
         self._last_finite = step
         self._tokens += scalars["tokens"]
         self._bytes += scalars["bytes"]
         self._nll += scalars["loss"] * scalars["tokens"]
-        self.losses[step] = scalars["loss"]
         self._progress.advance(step)
         if self._window_start is None:
             self._write(step, scalars, None)
-        elif step % self._every == 0:
+        elif end or (self._every and step % self._every == 0):
             self._write(step, scalars, now - self._window_start)
         else:
             return
@@ -95,16 +95,18 @@ class TrainLog:
             out["perf/data_wait_fraction"] = self._waited / seconds
             facts += f" · {rate:,.0f} tokens/s"
             if self._peak is not None:
-                out["perf/mfu"] = rate * self._flops / (jax.device_count() * self._peak)
+                out["perf/mfu"] = mfu(rate, self._flops, jax.device_count(), self._peak)
                 facts += f" · MFU {out['perf/mfu']:.1%}"
         self._writer.write(step, out)
         self._progress.report(step, facts)
 
-    def _not_finite(self, step: int, scalars: dict[str, float]) -> None:
+    def not_finite(self, step: int, what: str) -> NoReturn:
+        """Stops the run.
+
+        Raises:
+            UserError: the steps between which it happened, and the last good checkpoint.
+        """
         since = "the start of this run" if self._last_finite is None else f"step {self._last_finite}"
         saved = self._last_saved()
         good = "nothing was saved yet" if saved is None else f"the last good checkpoint is {saved}"
-        raise UserError(
-            f"not finite at step {step} (loss {scalars['loss']}, gradient norm {scalars['grad_norm']}); "
-            f"all was finite up to {since}; {good}"
-        )
+        raise UserError(f"not finite at step {step} ({what}); the loss was finite up to {since}; {good}")

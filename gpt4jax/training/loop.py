@@ -3,8 +3,10 @@
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gpt4jax.data import loader
 from gpt4jax.parallel import partition
@@ -49,19 +51,26 @@ class Loop:
             state, scalars = self.train_step(state, Batch(**{f"{name}_bt": array for name, array in batch.items()}))
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
-        self.log.flush()
+        tracer.close()
+        self.log.flush(end=True)
         self.finished = step == config.num_steps and (stop.received is None or bool(self.evaluation))
         return state
 
     def save(self, state):
-        """Starts to write a checkpoint, of a state whose loss is known to be finite."""
+        """Starts to write a checkpoint, unless the parameters are not finite.
+
+        The loss of a step is that of the parameters before it: a finite one says nothing of what is saved.
+        """
         self.log.flush()
         with self.log.paused():
+            if not _all_finite(state.params):
+                self.log.not_finite(int(state.step), "parameters that are not finite")
             self.checkpoints.save(state)
 
     def evaluate(self, params, step, stop):
         """One pass over the held-out rows; given up if asked to stop, to be done on resuming."""
         self.log.flush()
+        self.evaluation = {}
         batches = loader.eval_batches(
             self.data.rows["eval"], batch_size=self.config.eval.batch_size or self.config.batch_size,
             sharding=partition.batch_sharding(self.mesh), prefetch=self.config.data.prefetch,
@@ -87,6 +96,11 @@ class Loop:
         )
 
 
+@jax.jit
+def _all_finite(params) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+
+
 def _due(step: int, every: int, last: bool) -> bool:
     return last or (every > 0 and step > 0 and step % every == 0)
 
@@ -96,15 +110,26 @@ class Tracer:
 
     def __init__(self, folder: pathlib.Path | None, first_step: int, say: Callable[[str], None]):
         self._folder, self._start, self._last, self._say = folder, first_step + 5, first_step + 9, say
+        self._running = False
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is its first."""
         if self._folder is not None and step == self._start:
             jax.profiler.start_trace(str(self._folder))
+            self._running = True
 
-    def after(self, step: int, scalars) -> None:
+    def after(self, step: int, scalars: Any) -> None:
         """Ends it after its last, once that has run."""
-        if self._folder is not None and step == self._last:
+        if step == self._last and self._running:
             jax.block_until_ready(scalars)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running, and says where it is, or that there was none."""
+        if self._running:
             jax.profiler.stop_trace()
-            self._say(f"a trace of steps {self._start} to {self._last} is in {self._folder}")
+            self._running, self._folder = False, None
+            self._say(f"a trace of steps from {self._start} on is in the workdir's profile folder")
+        elif self._folder is not None:
+            self._folder = None
+            self._say("no trace: the run ended before its sixth step")

@@ -34,7 +34,7 @@ def sample(model_config, params, tokenizer, config) -> str:
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     ids = generate(
         model_config, params, prompt, min(config.eval.sample_tokens, room),
-        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.end,
+        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.end, vocab_size=tokenizer.vocab_size,
     )  # fmt: skip
     return f"--- a sample\n{config.eval.sample_prompt}{tokenizer.decode(ids)}\n---"
 

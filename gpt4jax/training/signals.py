@@ -13,7 +13,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, *exc_info: object) -> None:

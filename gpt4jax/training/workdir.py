@@ -14,7 +14,7 @@ MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "data.cache_dir", "data
 
 
 def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Creates a run's folder, or checks that the one there belongs to this run; writes config.json.
+    """Creates a run's folder, or checks that the one there belongs to this run; changes no file in it.
 
     Raises:
         UserError: it can't be written, holds something else, or was begun with another config.
@@ -24,24 +24,27 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         workdir.mkdir(parents=True, exist_ok=True)
         if not os.access(workdir, os.W_OK):
             raise PermissionError(13, "Permission denied", str(workdir))
-        if not saved.is_file() and any(p.name != "config.json.part" for p in workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and no run of gpt4jax (it has no config.json); choose another")
+        there = {path.name for path in workdir.iterdir()}
     except (FileExistsError, NotADirectoryError, PermissionError, FileNotFoundError) as error:
         raise UserError(f"the workdir {workdir} can't be created or written: {error.strerror}") from error
-    # Before its data were ready a run has nothing to lose: a mistake in its config can be mended in place.
-    if saved.is_file() and (workdir / "data.json").is_file():
-        old = configuration.from_json(saved)
-        different = configuration.differences(old, config, MAY_CHANGE)
-        if different:
-            raise UserError(
-                f"{workdir} was begun with another config; choose another workdir, or change back "
-                + "; ".join(different)
-            )
-    write_text(saved, configuration.to_json(config))
+    # data.json is written once the data are ready; before that a run has nothing to lose, and its config may change.
+    if "data.json" not in there:
+        if there - {"config.json", "config.json.part", "data.json.part"}:
+            raise UserError(f"{workdir} is not empty and no run of gpt4jax; choose another")
+        if saved.is_file():  # killed between the two files, or somebody else's config
+            configuration.from_json(saved)
+        return
+    if not saved.is_file():
+        raise UserError(f"{workdir} has a data.json but no config.json: it is no run of gpt4jax, or a damaged one")
+    different = configuration.differences(configuration.from_json(saved), config, MAY_CHANGE)
+    if different:
+        raise UserError(
+            f"{workdir} was begun with another config; choose another workdir, or change back " + "; ".join(different)
+        )
 
 
-def check_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
-    """Writes data.json, or checks that the data are still those that the run was begun with.
+def record(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any]) -> None:
+    """Writes config.json and data.json, after checking that the data are those that the run was begun with.
 
     Raises:
         UserError: they are not.
@@ -55,6 +58,7 @@ def check_data(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
                     f"{workdir} was begun with other data: the {key.replace('_', ' ')} of {facts['dataset']} was "
                     f"{old[key][:16]} and is {facts[key][:16]} (another Python version, or changed files?)"
                 )
+    write_text(workdir / "config.json", configuration.to_json(config))
     write_text(path, json.dumps(facts, indent=2) + "\n")
 
 

@@ -124,14 +124,17 @@ def main() -> None:
         times = timeline(undisturbed, started)
         expected = final_state(home / "undisturbed", STEPS)
         print(json.dumps({name: round(value, 2) for name, value in times.items()}), flush=True)
-        kills = 0
+        kills = attempts = 0
         while kills < options.kills:
-            phase, how, workdir = PHASES[kills % len(PHASES)], SIGNALS[kills % 3], home / f"run{kills}"
+            attempts += 1
+            phase, how, workdir = PHASES[kills % len(PHASES)], SIGNALS[kills % 3], home / f"run{attempts}"
             watched = Watched(home, workdir)
             delay = hit(watched, phase, how, times, rng)
             status = watched.end()
-            if delay is None:
+            # Only an unfinished run counts: one that was over, or had all done when the signal came, does not.
+            if delay is None or status == 0:
                 continue
+            assert status in {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (130, -2)}[how], status
             last = watched.lines[-1][1] if watched.lines else ""
             done = run("train", *flags(home, workdir), cache=home / "cache")
             assert done.returncode == 0, done.stderr

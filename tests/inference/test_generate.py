@@ -45,6 +45,12 @@ def test_seeds_stops_and_limits():
         next(generate(config, params, [], 3))
 
 
+def test_ids_that_the_tokenizer_lacks_are_never_drawn():
+    config = model.Config(**SHAPES["gpt"])
+    tokens = list(generate(config, perturbed(config), [1, 2], 30, temperature=3.0, vocab_size=5))
+    assert max(tokens) < 5 and len(set(tokens)) == 5
+
+
 def frequencies(logits, **settings):
     draw = dict(temperature=1.0, top_k=0, top_p=1.0) | settings
     n = 20_000

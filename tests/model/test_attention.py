@@ -63,3 +63,13 @@ def test_blockwise_keeps_no_scores_for_the_backward_pass():
         return max(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, row, row, row)))
 
     assert largest_kept(attention.blockwise) < t * t < heads * t * t <= largest_kept(attention.reference)
+
+
+def test_a_mask_that_is_not_causal_is_not_cut_at_the_diagonal():
+    position = jnp.arange(T)[None]
+    where = Where(position, position)
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, T, K, H)) for i in range(3))
+    ours = attention.attend(q, k, v, masks.banded(7), where)
+    np.testing.assert_array_equal(ours, attention.reference(q, k, v, masks.banded(7), where, 0.0))
+    assert not np.allclose(ours, attention.blockwise(q, k, v, masks.banded(7), where, 0.0))
+    assert (masks.causal() & masks.banded(2)).causal and not (masks.causal() | masks.banded(2)).causal

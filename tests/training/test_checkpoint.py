@@ -106,8 +106,9 @@ def test_a_damaged_newest_gives_way(saved, state, harm):
 def test_all_damaged_is_an_error_and_nothing_is_deleted(saved):
     for step in ("5", "6"):
         flip(largest(saved / "checkpoints" / step))
-    with pytest.raises(UserError, match="every checkpoint of .* is damaged"):
-        restore(saved)
+    for _ in range(2):  # the second attempt finds none any more, and must not start over
+        with pytest.raises(UserError, match="every checkpoint of .* is damaged"):
+            restore(saved)
     assert sorted(p.name for p in (saved / "damaged").iterdir()) == ["5", "6"]
 
 
@@ -133,8 +134,3 @@ def test_updates_after_a_save_do_not_reach_it(tmp_path, state):
     checkpoints.close()
     restored, _ = restore(tmp_path)
     assert same(restored, expected)
-
-
-def test_keep_at_least_two(tmp_path):
-    with pytest.raises(UserError, match=r"checkpoint.keep is 1; keep at least 2"):
-        checkpoint.Checkpoints(tmp_path, 1)
