@@ -191,7 +191,7 @@ def check_values(config: Mapping[str, Any]) -> None:
         if flat[key] < least:
             raise UserError(f"{key} is {flat[key]}; it must be at least {least}")
     for key in ("model.dtype", "model.param_dtype"):
-        if flat[key] == "float64" and not jax.config.jax_enable_x64:
+        if flat[key] == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
             raise UserError(f"{key} is float64, which jax has only with the environment variable JAX_ENABLE_X64=1")
 
 

@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(home):
         "--config.optimizer.warmup_steps=8", "--config.checkpoint.checkpoint_every_steps=1",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "error: not finite at step" in done.stderr and "all was finite up to step" in done.stderr
+    assert "error: not finite at step" in done.stderr and "the loss was finite up to step" in done.stderr
     assert "Traceback" not in done.stderr
     good = done.stderr.rpartition("the last good checkpoint is ")[2].strip()
     step = int(pathlib.Path(good).name)
