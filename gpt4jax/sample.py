@@ -30,9 +30,6 @@ def main(argv: Sequence[str]) -> int:
 
 def sample(flags: argparse.Namespace) -> int:
     """Loads the newest sound checkpoint and streams the text."""
-    import jax
-
-    from gpt4jax import model
     from gpt4jax.data import tokenizer as tokenizers
     from gpt4jax.inference.generate import generate
     from gpt4jax.training.checkpoint import load_params
@@ -42,12 +39,7 @@ def sample(flags: argparse.Namespace) -> int:
     config = configuration.from_json(flags.workdir / "config.json")
     model_config = configuration.model_config(config)
     tokenizer = tokenizers.of_run(config.data.tokenizer, flags.workdir, job.cache_dir(config.data.cache_dir))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: model.init(model_config, jax.random.key(0))),
-    )
-    step, params = load_params(flags.workdir, abstract, job.say)
+    step, params = load_params(flags.workdir, model_config, job.say)
     job.say(f"step {step} of {flags.workdir}")
     prompt = [tokenizer.end, *tokenizer.encode(flags.prompt)]
     ids = generate(

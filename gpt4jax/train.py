@@ -86,6 +86,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         partial(step.eval_step, model_config), in_shardings=(shardings.params, rows), out_shardings=everywhere
     )
 
+    held = partition.bytes_per_device(states.abstract_state(model_config, tx), shardings)
+    job.say(f"parameters and moments: {held / 2**20:,.1f} MiB a device")
+
     # --- State: restored in the order that checkpoint.py writes down, or drawn from the seed.
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -102,7 +105,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         history = metrics.rewind(workdir, first_step)
 
         # --- Steps.
-        writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir)))
+        writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir, first_step)))
         progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
         log = TrainLog(
             writer, progress, every=config.eval.log_every_steps,

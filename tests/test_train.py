@@ -35,7 +35,7 @@ def train(home, workdir, *overrides):
 
 @pytest.fixture(scope="session")
 def undisturbed(home):
-    done = train(home, home / "undisturbed")
+    done = train(home, home / "undisturbed", "--profile")
     assert done.returncode == 0, done.stderr
     return done, home / "undisturbed"
 
@@ -61,6 +61,8 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert sorted(evaluations(workdir)) == [8, 16, 24]
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["18", "24"]
     assert list(workdir.glob("events.out.tfevents.*"))
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+    assert "parameters and moments: 0.4 MiB a device" in done.stderr
     line = metrics.read(workdir)[-2]
     assert {"train/loss", "train/bits_per_byte", "learning/grad_norm", "perf/tokens_per_second"} < line.keys()
     assert evaluations(workdir)[24] < evaluations(workdir)[8] < losses(workdir)[1]

@@ -35,9 +35,12 @@ def norm(config: Config, x: jax.Array, scale: jax.Array, bias: jax.Array | None)
     y = x.astype(config.stable_dtype)
     if config.norm == "layernorm":
         y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_eps)
-    y = y * scale.astype(y.dtype)
+    y = _unit_root_mean_square(y, config.norm_eps) * scale.astype(y.dtype)
     return (y if bias is None else y + bias.astype(y.dtype)).astype(x.dtype)
+
+
+def _unit_root_mean_square(y: jax.Array, eps: float) -> jax.Array:
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, inputs: int = 1) -> jax.Array:
@@ -103,8 +106,7 @@ def self_attention(
 
 
 def _head_norm(config: Config, x_btnh: jax.Array, scale_h: jax.Array) -> jax.Array:
-    y = x_btnh.astype(config.stable_dtype)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_eps)
+    y = _unit_root_mean_square(x_btnh.astype(config.stable_dtype), config.norm_eps)
     return (y * scale_h.astype(y.dtype)).astype(x_btnh.dtype)
 
 

@@ -22,7 +22,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gpt4jax import model
 from gpt4jax.errors import UserError
+from gpt4jax.model.parameters import Params
 from gpt4jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
@@ -129,18 +131,23 @@ class Checkpoints:
         self._in_words(self._manager.close)
 
 
-def load_params(workdir: pathlib.Path, abstract_params: Any, say: Callable[[str], None]) -> tuple[int, Any]:
-    """(step, parameters) of the newest sound checkpoint, without the moments; changes nothing in the workdir.
+def load_params(workdir: pathlib.Path, config: model.Config, say: Callable[[str], None]) -> tuple[int, Params]:
+    """(step, parameters) of the newest sound checkpoint on one device; changes nothing in the workdir.
 
     Raises:
         UserError: there is none.
     """
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
+    )
     folder = workdir / "checkpoints"
     for step in reversed(saved_steps(workdir)):
         reason = damage(folder / str(step))
         if reason is None:
             with ocp.StandardCheckpointer() as reader:
-                return step, reader.restore((folder / str(step) / "params").absolute(), abstract_params)
+                return step, reader.restore((folder / str(step) / "params").absolute(), abstract)
         say(f"the checkpoint of step {step} is damaged ({reason}); trying the one before")
     raise UserError(f"{workdir} holds no sound checkpoint")
 

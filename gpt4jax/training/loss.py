@@ -71,7 +71,7 @@ def _chunked(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
 
 def _chunked_forward(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
     zero = jnp.zeros((), config.stable_dtype)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, config.stable_dtype), params)
 
     def body(carry, xs):
         (objective_sum, nll_sum), d_params = carry
@@ -80,12 +80,12 @@ def _chunked_forward(config, z_loss, chunk, params, x_btd, targets_bt, weights_b
             lambda p, x: _chunk_sums(config, z_loss, p, x, targets_bc, weights_bc), params, x_bcd, has_aux=True
         )
         d_chunk, dx_bcd = pull(jnp.ones_like(objective))
-        d_params = jax.tree.map(jnp.add, d_params, d_chunk)
+        d_params = jax.tree.map(lambda total, d: total + d.astype(total.dtype), d_params, d_chunk)
         return ((objective_sum + objective, nll_sum + nll), d_params), dx_bcd
 
     (sums, d_params), dx_nbcd = jax.lax.scan(body, ((zero, zero), zeros), _chunks(chunk, x_btd, targets_bt, weights_bt))
     dx_btd = constrain(jnp.moveaxis(dx_nbcd, 0, 1).reshape(x_btd.shape), "act_batch", "act_len", "act_embed")
-    return sums, (d_params, dx_btd)
+    return sums, (jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, params), dx_btd)
 
 
 def _chunked_backward(config, z_loss, chunk, residuals, cotangents):

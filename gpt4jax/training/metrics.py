@@ -16,9 +16,10 @@ from tqdm import tqdm
 class MetricWriter:
     """Appends scalars to metrics.jsonl (one object a line: "step" and slash-named floats) and TensorBoard events."""
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, first_step: int):
         self._file = (workdir / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(workdir), flush_secs=30)
+        # purge_step: TensorBoard drops the points that a resumed run draws again
+        self._events = SummaryWriter(str(workdir), flush_secs=30, purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, on disk when this returns."""

@@ -82,9 +82,13 @@ def gradients(
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
     micro = jax.tree.map(lambda a: _split_rows(a, micro_batches), batch)
-    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), config.stable_dtype))
-    (grads, nll), _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, one(*xs)), None), zeros, (micro, keys))
-    return grads, Totals(nll, *totals_of)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, config.stable_dtype), (params, jnp.zeros(())))
+
+    def add(sums, xs):
+        return jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, one(*xs)), None
+
+    (grads, nll), _ = jax.lax.scan(add, zeros, (micro, keys))
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), Totals(nll, *totals_of)
 
 
 def _split_rows(a_bt: jax.Array, n: int) -> jax.Array:
