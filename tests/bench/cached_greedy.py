@@ -1,6 +1,6 @@
-"""Cached greedy sampling against the uncached forward pass, at real sizes.
+"""Cached greedy sampling against the uncached forward pass, at two sizes.
 
-    python -m tests.bench.cached_greedy
+    python -m tests.bench.cached_greedy [--size real]
 
 Generates greedily through the KV cache, then runs the whole text through the decoder once without a cache:
 token i must be the likeliest after the first i. Counts disagreements, and of those the ones where the best two
@@ -17,16 +17,17 @@ import numpy as np
 from gpt4jax import model
 from gpt4jax.inference.generate import generate
 
+LLAMA = dict(norm="rmsnorm", position="rope", rope_theta=1e5, activation="swiglu", use_bias=False)
 SHAPES = {
-    "gpt (GPT-2 124M)": (model.Config(50257, 12, 768, 12, 12, 64, 3072, 1024, init_std=0.05), 1000),
-    "llama (SmolLM2 135M)": (
-        model.Config(
-            49152, 30, 576, 9, 3, 64, 1536, 2048, norm="rmsnorm", position="rope", rope_theta=1e5,
-            activation="swiglu", use_bias=False, init_std=0.06,
-        ),
-        2000,
-    ),
-}  # fmt: skip
+    "small": {
+        "gpt": (model.Config(4096, 6, 384, 6, 6, 64, 1536, 1024, init_std=0.06), 1000),
+        "llama": (model.Config(4096, 6, 384, 6, 2, 64, 1024, 2048, init_std=0.06, **LLAMA), 2000),
+    },
+    "real": {
+        "gpt (GPT-2 124M)": (model.Config(50257, 12, 768, 12, 12, 64, 3072, 1024, init_std=0.05), 1000),
+        "llama (SmolLM2 135M)": (model.Config(49152, 30, 576, 9, 3, 64, 1536, 2048, init_std=0.06, **LLAMA), 2000),
+    },
+}
 
 
 def compare(config: model.Config, max_tokens: int, seed: int) -> dict[str, float]:
@@ -60,8 +61,9 @@ def main() -> None:
     """Prints the counts for both shapes; exits with status 1 if a token differs beyond 1e-4."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=list(SHAPES), default="small", help="real: 124M and 135M parameters")
     options = parser.parse_args()
-    results = {name: compare(config, count, options.seed) for name, (config, count) in SHAPES.items()}
+    results = {name: compare(config, count, options.seed) for name, (config, count) in SHAPES[options.size].items()}
     for name, result in results.items():
         print(name, result)
     raise SystemExit(any(result["differ_beyond"] for result in results.values()))
