@@ -2,7 +2,8 @@
 
     python -m gpt4jax.train --config configs/quickstart.py --workdir runs/quickstart
 
-QUICKSTART_RESULT
+Two cores of an AMD EPYC (Zen 4), jax 0.10.2: 5 min 28 s with tokenizing and compilation, 1.436 bits per byte on the held-out files
+(`xz -9`: 1.579). On a GPU or TPU: not measured.
 """
 
 from gpt4jax.config import default
@@ -18,7 +19,7 @@ def get_config():
         max_seq_len=256, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, qk_norm=True,
         layers="unroll",
     )  # fmt: skip
-    c.optimizer.learning_rate = 1.5e-3  # 4e-3, all else equal, ends at 1.61 bits per byte
+    c.optimizer.learning_rate = 1.5e-3  # 4e-3, with a warmup of 50 steps, ended at 1.61 bits per byte
     c.optimizer.beta2 = 0.98
     c.optimizer.final_fraction = 0.0
     c.checkpoint.checkpoint_every_steps = 400
