@@ -46,8 +46,9 @@ def use_huge_pages() -> None:
     """Restarts this program once, on Linux, with glibc allocating huge pages.
 
     XLA on a CPU takes the memory of a step from malloc and gives it back after the step, and the kernel
-    hands it out again page by page: 180,000 page faults a step of 10.7M parameters, 15% of its time. glibc
-    reads this setting at the start of a program only. A setting of your own is left as it is.
+    hands it out again page by page: 180,000 page faults a step of 10.7M parameters, 15% of its time, and
+    20% of a decoding step at 124M. glibc reads this setting at the start of a program only. A setting of
+    your own is left as it is.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -56,4 +56,5 @@ def sample(flags: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    job.use_huge_pages()
     job.main(main)

@@ -135,10 +135,10 @@ def forward(
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin, start_b)
-    x_btd, cache = _run_layers(config, params["layers"], x_btd, rows, state and state.cache, layers_key)
+    x_btd, new = _run_layers(config, params["layers"], x_btd, rows, state and state.cache, layers_key)
     final = params["final"]
     x_btd = layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d"))
-    return x_btd, None if state is None else State(cache, state.length_b + t)
+    return x_btd, None if state is None else State(state.cache.append(new, state.length_b), state.length_b + t)
 
 
 def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, state: State | None) -> None:
@@ -151,36 +151,45 @@ def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, sta
 
 
 def _run_layers(config, params, x_btd, rows, cache, dropout_key):
-    """All layers, a cycle of patterns at a time: scanned, or unrolled into one program."""
+    """All layers, a cycle of patterns at a time: scanned, or unrolled into one program.
+
+    Gives the hidden states and, with a cache, the new tokens' keys and values of all layers. The cache itself
+    is only read: written in one place afterwards, it can be updated where it lies.
+    """
     cycle = len(config.attention)
     cycles = config.num_layers // cycle
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
 
     def run_cycle(x_btd, xs):
-        params, cache, keys = xs  # each leaf (cycle, ...)
-        caches = []
+        news = []
         for i, pattern in enumerate(config.attention):
-            layer, layer_cache, key = jax.tree.map(lambda leaf, i=i: leaf[i], (params, cache, keys))
-            x_btd, layer_cache = layers.block(config, pattern, layer, x_btd, rows, layer_cache, key)
-            caches.append(layer_cache)
-        return x_btd, None if cache is None else jax.tree.map(lambda *c: jnp.stack(c), *caches)
+            layer, layer_cache, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs) if cycle > 1 else xs
+            x_btd, new = layers.block(config, pattern, layer, x_btd, rows, layer_cache, key)
+            news.append(new)
+        return x_btd, _stack(news) if cycle > 1 else news[0]
 
     if config.remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
         run_cycle = jax.checkpoint(run_cycle, policy=policy, prevent_cse=config.layers == "unroll")
 
-    xs = jax.tree.map(lambda leaf: leaf.reshape(cycles, cycle, *leaf.shape[1:]), (params, cache, keys))
+    xs = (params, cache, keys)
+    if cycle > 1:  # An axis of one would not be free: XLA copies every weight into another layout for it.
+        xs = jax.tree.map(lambda leaf: leaf.reshape(cycles, cycle, *leaf.shape[1:]), xs)
     if config.layers == "scan":
-        x_btd, caches = jax.lax.scan(run_cycle, x_btd, xs)
+        x_btd, news = jax.lax.scan(run_cycle, x_btd, xs)
     else:
         parts = []
         for one in _unstack(xs, cycles):
             x_btd, part = run_cycle(x_btd, one)
             parts.append(part)
-        caches = None if cache is None else jax.tree.map(lambda *c: jnp.stack(c), *parts)
-    if cache is not None:
-        caches = jax.tree.map(lambda leaf: leaf.reshape(config.num_layers, *leaf.shape[2:]), caches)
-    return x_btd, caches
+        news = _stack(parts)
+    if cycle > 1:
+        news = jax.tree.map(lambda leaf: leaf.reshape(config.num_layers, *leaf.shape[2:]), news)
+    return x_btd, news
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _unstack(xs, n):

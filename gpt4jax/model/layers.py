@@ -20,6 +20,15 @@ class Cache(NamedTuple):
     k_bskh: jax.Array
     v_bskh: jax.Array
 
+    def append(self, new: "Cache", start_b: jax.Array) -> "Cache":
+        """The cache with T new tokens written at each row's start; the token axis is the third last, rows before it."""
+
+        def write(old, new, start):
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=old.ndim - 3)
+
+        rows = self.k_bskh.ndim - 4
+        return jax.tree.map(lambda old, new: jax.vmap(write, (rows, rows, 0), rows)(old, new, start_b), self, new)
+
 
 class Rows(NamedTuple):
     """What every layer needs to know of the rows: `start_b` is None unless there is a cache to append to."""
@@ -74,7 +83,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def self_attention(
     config: Config, pattern: str, p: Layer, x_btd: jax.Array, rows: Rows, cache: Cache | None
 ) -> tuple[jax.Array, Cache | None]:
-    """One layer's attention; with a cache, keys and values are appended at each row's start first."""
+    """One layer's attention, and the keys and values of the new tokens where there is a cache to extend by them."""
     q_btnh = linear(x_btd, p["query_dnh"], p.get("query_bias_nh"))
     k_btkh = linear(x_btd, p["key_dkh"], p.get("key_bias_kh"))
     v_btkh = linear(x_btd, p["value_dkh"], p.get("value_bias_kh"))
@@ -87,10 +96,10 @@ def self_attention(
     if rows.cos_sin is not None:
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
     k_pos_bs = rows.position_bt
+    new = None
     if cache is not None and rows.start_b is not None:
-        append = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0))
-        cache = Cache(append(cache.k_bskh, k_btkh, rows.start_b), append(cache.v_bskh, v_btkh, rows.start_b))
-        k_btkh, v_btkh = cache
+        new = Cache(k_btkh, v_btkh)
+        k_btkh, v_btkh = cache.append(new, rows.start_b)
         # Places not yet written lie after every query, where a causal mask hides them.
         k_pos_bs = jnp.arange(k_btkh.shape[1])[None]
     y_btnh = attend(
@@ -102,7 +111,7 @@ def self_attention(
         soft_cap=config.attention_soft_cap,
         self_attention=cache is None,
     )
-    return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cache
+    return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), new
 
 
 def _head_norm(config: Config, x_btnh: jax.Array, scale_h: jax.Array) -> jax.Array:
@@ -130,12 +139,12 @@ def block(
     cache: Cache | None,
     dropout_key: jax.Array | None,
 ) -> tuple[jax.Array, Cache | None]:
-    """One pre-norm decoder block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One pre-norm decoder block: x + attention(norm(x)), then x + mlp(norm(x)). The cache as in `self_attention`."""
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-    y_btd, cache = self_attention(
+    y_btd, new = self_attention(
         config, pattern, p, norm(config, x_btd, p["attention_norm_d"], p.get("attention_norm_bias_d")), rows, cache
     )
     x_btd = constrain(x_btd + dropout(y_btd, config.dropout, keys[0]), "act_batch", "act_len", "act_embed")
     y_btd = mlp(config, p, norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d")))
     x_btd = constrain(x_btd + dropout(y_btd, config.dropout, keys[1]), "act_batch", "act_len", "act_embed")
-    return x_btd, cache
+    return x_btd, new
