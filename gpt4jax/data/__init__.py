@@ -11,3 +11,12 @@ class RandomAccess(Protocol[Item]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Item: ...
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes are text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -10,24 +10,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpt4jax.data import RandomAccess
+from gpt4jax.data import RandomAccess, is_utf8
 from gpt4jax.data.packing import Plan, plan, row_arrays
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
 
-_FORMAT = "2"  # of the files below; a change makes new caches
+_FORMAT = "3"  # of the files below; a change makes new caches
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenCache:
     """The shards of one split on disk.
 
-    `totals` counts documents, empty ones left out, parts after splitting, pairs (target tokens) and bytes.
+    `totals` counts documents, empty ones left out, parts after splitting, pairs (target tokens) and bytes;
+    `not_utf8` has the numbers of documents left out because they are no text.
     """
 
     folder: pathlib.Path
     num_shards: int
     totals: dict[str, int]
+    not_utf8: list[int]
 
 
 def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[list[tuple[int, int, int]]]:
@@ -64,7 +66,13 @@ def build(
     summary = folder / "summary.json"
     if summary.is_file():
         return TokenCache(folder, **json.loads(summary.read_text()))
-    sizes = [len(documents[i]) for i in range(len(documents))]
+    sizes, not_utf8 = [], []
+    for i in range(len(documents)):
+        text = documents[i]
+        usable = is_utf8(text)
+        sizes.append(len(text) if usable else 0)
+        if not usable:
+            not_utf8.append(i)
     if not sum(sizes):
         raise UserError("the data set has no usable document")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +85,13 @@ def build(
     parts = sum(len(shard) for shard in shards)
     totals = {
         "documents": sum(map(bool, sizes)),
-        "empty": sizes.count(0),
+        "empty": sizes.count(0) - len(not_utf8),
         "parts": parts,
         "pairs": pairs,
         "bytes": sum(sizes),
     }
-    _write(summary, json.dumps({"num_shards": len(shards), "totals": totals}).encode())
-    return TokenCache(folder, len(shards), totals)
+    _write(summary, json.dumps({"num_shards": len(shards), "totals": totals, "not_utf8": not_utf8}).encode())
+    return TokenCache(folder, len(shards), totals, not_utf8)
 
 
 def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokenizer: Tokenizer, shard_bytes: int):
@@ -96,7 +104,7 @@ def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokeniz
 
 def _write_shard(documents, shard, tokenizer, folder, number):
     texts = [_part(documents[document], first, last) for document, first, last in shard]
-    lists = tokenizer.encode_batch([_decoded(text) for text in texts])
+    lists = tokenizer.encode_batch([text.decode() for text in texts])
     lengths = np.array([len(ids) + 1 for ids in lists], np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     tokens = np.full(lengths.sum() + 1, tokenizer.end, dtype)
@@ -108,13 +116,6 @@ def _write_shard(documents, shard, tokenizer, folder, number):
         tokens[start + 1 : start + 1 + len(ids)] = ids
     _save(folder, number, "offsets", offsets)
     _save(folder, number, "tokens", tokens)  # last: its presence says that the shard is whole
-
-
-def _decoded(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"the data set has a document that is not UTF-8: it starts {text[:60]!r}") from error
 
 
 def _part(text: bytes, first: int, last: int) -> bytes:

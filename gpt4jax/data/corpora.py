@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from gpt4jax.data import is_utf8
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -38,7 +39,7 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """The text feature of a TFDS data source, as bytes of UTF-8."""
+    """The text feature of a TFDS data source, as bytes (of UTF-8, if the set holds what it should)."""
 
     source: Sequence[Any]
     feature: str
@@ -85,7 +86,7 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
     usable = {"train": 0, "eval": 0}
     for document in documents:
         digest.update(hashlib.sha256(document.key.encode()).digest() + hashlib.sha256(document.data).digest())
-        if document.data.strip() and _is_utf8(document.data):
+        if document.data.strip() and is_utf8(document.data):
             usable["eval" if held_out(document.group) else "train"] += 1
     if not sum(usable.values()):
         raise UserError(f"{root} has no usable document: every file is empty or not UTF-8 text")
@@ -103,14 +104,6 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
     except (RuntimeError, OSError) as error:  # the writer of records says RuntimeError when the disk is full
         raise UserError(f"could not prepare {root} under {cache_dir}: {error}") from error
     return builder
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class RawDocument(NamedTuple):
@@ -186,7 +179,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
                 continue
             if not data.strip():
                 self.info.metadata["empty"] += 1
-            elif not _is_utf8(data):
+            elif not is_utf8(data):
                 self.info.metadata["not_utf8"].append(key)
             else:
                 yield key, {"key": key, "text": data.decode()}

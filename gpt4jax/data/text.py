@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpt4jax.data import cache, corpora, tokenizer
+from gpt4jax.data import cache, corpora, is_utf8, tokenizer
 from gpt4jax.errors import UserError
 
 
@@ -30,7 +30,8 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
         documents, size = corpus.splits["train"], 0
         for i in range(len(documents)):
             text = documents[i]
-            yield text.decode()
+            if is_utf8(text):
+                yield text.decode()
             size += len(text)
             if size >= tokenizer.BPE_TRAIN_BYTES:
                 return
@@ -47,6 +48,8 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
         facts[split] = built.totals
         rows[split] = cache.PackedRows(built, tok, options.seq_len)
         totals = built.totals
+        if built.not_utf8:
+            say(f"{options.dataset} {split}: skipped as not UTF-8: documents {', '.join(map(str, built.not_utf8))}")
         cut = totals["parts"] - totals["documents"]
         say(
             f"{options.dataset} {split}: {totals['documents']:,} documents, {totals['bytes']:,} bytes, "

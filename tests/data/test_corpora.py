@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gpt4jax import config as configuration
-from gpt4jax.data import corpora
+from gpt4jax.data import corpora, text
 from gpt4jax.errors import UserError
 
 
@@ -97,7 +97,7 @@ class TinyWiki(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split):
         for i in range(20):
-            yield i, {"text": f"{split} {i}"}
+            yield i, {"text": f"{split} {i}" if i else b"\xff not UTF-8"}
 
 
 def test_any_tfds_set_prepared_as_array_record(tmp_path, monkeypatch):
@@ -107,13 +107,19 @@ def test_any_tfds_set_prepared_as_array_record(tmp_path, monkeypatch):
         corpora.prepare(options(dataset="tiny_wiki"), tmp_path)
     TinyWiki(data_dir=tmp_path / "ours", file_format="array_record").download_and_prepare(download_config=config)
     corpus = corpora.prepare(options(dataset="tiny_wiki", eval_split="validation"), tmp_path)
-    assert sorted(texts(corpus, "train")) == sorted(f"train {i}".encode() for i in range(20))
+    assert sorted(texts(corpus, "train")) == sorted([b"\xff not UTF-8", *(f"train {i}".encode() for i in range(1, 20))])
     assert b"validation 3" in texts(corpus, "eval")
     sliced = corpora.prepare(
         options(dataset="tiny_wiki", train_split="train[:50%]", eval_split="train[50%:]"), tmp_path
     )
     assert len(sliced.splits["train"]) == len(sliced.splits["eval"]) == 10
     assert sliced.fingerprint != corpus.fingerprint
+    said = []
+    data = text.load(
+        options(dataset="tiny_wiki", eval_split="validation", tokenizer="bytes", seq_len=16), 257, tmp_path, said.append
+    )
+    assert sum(" skipped as not UTF-8: documents " in line for line in said) == 2
+    assert [data.facts[split]["documents"] for split in ("train", "eval")] == [19, 19]
     with pytest.raises(UserError, match="has no split 'test' but train, validation; set data.eval_split"):
         corpora.prepare(options(dataset="tiny_wiki", eval_split="test"), tmp_path)
     with pytest.raises(UserError, match="has no feature 'body' but text"):

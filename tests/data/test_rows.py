@@ -82,6 +82,13 @@ def test_no_document(tmp_path):
         build(tmp_path, [])
 
 
+def test_documents_that_are_empty_or_no_text_are_left_out_and_named(tmp_path):
+    built = build(tmp_path, [b"", "caf\xe9".encode("latin-1"), *DOCUMENTS, b"\xff", b""])
+    assert built.not_utf8 == [1, 62] and built.totals["empty"] == 2 and built.totals["documents"] == 60
+    assert pairs(cache.PackedRows(built, TOK, 32)) == expected_pairs(DOCUMENTS)
+    assert build(tmp_path).not_utf8 == [1, 62]  # as the summary on disk has it
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     return cache.PackedRows(build(tmp_path_factory.mktemp("rows")), TOK, 32)
