@@ -62,6 +62,14 @@ class Checkpoints:
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
         self._in_words(lambda: self._manager.save(int(state.step), args=args, force=True))
 
+    def check(self) -> None:
+        """Does not wait.
+
+        Raises:
+            UserError: a save that was still under way has failed by now.
+        """
+        self._in_words(self._manager.check_for_errors)
+
     def wait(self) -> None:
         """Waits until the last save is on disk.
 

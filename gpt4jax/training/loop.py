@@ -51,6 +51,7 @@ class Loop:
             state, scalars = self.train_step(state, Batch(**{f"{name}_bt": array for name, array in batch.items()}))
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
+            self.checkpoints.check()  # rather now than at the next save, hours of training later
         tracer.close()
         self.log.flush(end=True)
         self.finished = step == config.num_steps and (stop.received is None or bool(self.evaluation))
