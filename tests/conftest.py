@@ -1,11 +1,19 @@
 """Eight virtual CPU devices for every test, and one tiny decoder of each shape."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Most of the suite's time is compilation of programs that run for milliseconds: compile them without
 # LLVM's optimisations, here and in the jobs that tests start. With `XLA_FLAGS= python -m pytest` all is as
 # users have it, and the benchmarks always are.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# The jobs that tests start are mostly the same run again: what one has compiled, the next ones load.
+compiled = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +26,8 @@ from gpt4jax.model.parameters import tree
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-attention._MIN_BLOCK = 8  # rows here are short: let them have several blocks, as long rows do
+jax.config.update("jax_enable_compilation_cache", False)  # the tests themselves compile each program once
+attention._MIN_BLOCK = 12  # rows here are short: let them have several blocks, as long rows do
 
 GPT = dict(
     vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, max_seq_len=32

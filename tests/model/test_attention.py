@@ -8,7 +8,7 @@ import pytest
 from gpt4jax.model import attention, masks
 from gpt4jax.model.attention import Where
 
-B, T, K, H = 2, 45, 2, 4  # 45: six blocks of 8, the last one short
+B, T, K, H = 2, 45, 2, 4  # 45: four blocks of 12 (tests/conftest.py), the last one short
 
 
 def packed(t):
