@@ -11,9 +11,8 @@ import tempfile
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # The jobs that tests start are mostly the same run again: what one has compiled, the next ones load.
-compiled = tempfile.mkdtemp()
-atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-os.environ |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from gpt4jax import model
 from gpt4jax.model import attention
 from gpt4jax.model.parameters import tree
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)  # the tests themselves compile each program once
