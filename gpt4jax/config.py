@@ -174,8 +174,12 @@ _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.log_every_steps": 0,
-    "eval.sample_tokens": 0,
+    "eval.sample_tokens": 0, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0, "optimizer.eps": 0,
+    "optimizer.weight_decay": 0, "optimizer.grad_clip_norm": 0, "optimizer.z_loss": 0, "optimizer.beta1": 0,
+    "optimizer.beta2": 0, "optimizer.decay_steps": 0, "model.attention_soft_cap": 0, "model.logit_soft_cap": 0,
+    "model.init_std": 0,
 }  # fmt: skip
+_BELOW = {"optimizer.beta1": 1, "optimizer.beta2": 1, "seed": 2**32}
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -188,8 +192,11 @@ def check_values(config: Mapping[str, Any]) -> None:
 
     flat = _flat(config)
     for key, least in _AT_LEAST.items():
-        if flat[key] < least:
+        if not flat[key] >= least:
             raise UserError(f"{key} is {flat[key]}; it must be at least {least}")
+    for key, bound in _BELOW.items():
+        if not flat[key] < bound:
+            raise UserError(f"{key} is {flat[key]}; it must be below {bound}")
     for key in ("model.dtype", "model.param_dtype"):
         if flat[key] == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
             raise UserError(f"{key} is float64, which jax has only with the environment variable JAX_ENABLE_X64=1")

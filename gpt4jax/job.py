@@ -6,13 +6,13 @@ import logging
 import os
 import pathlib
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 from gpt4jax.errors import UserError
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 TERMINATED = 143  # ... for SIGTERM
+BROKEN_PIPE = 141  # ... for a reader that has gone
 
 
 def config_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,36 +61,21 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _in_the_background(error: BaseException | None) -> None:
-    """A line for what a library's thread met, instead of a traceback for each of many; the job's error comes last."""
-    say(f"in the background: {type(error).__name__}: {error}")
-
-
 def main(run: Callable[[Sequence[str]], int]) -> None:
     """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
     # Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every
     # thread; we raise the error itself, in words, and it shall be what is seen.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    threading.excepthook = lambda args: _in_the_background(args.exc_value)
-    sys.unraisablehook = lambda args: _in_the_background(args.exc_value)
-    main_thread, by_default = threading.current_thread(), sys.excepthook
-
-    def excepthook(kind, error, traceback):  # called by the threads of C++ libraries too
-        if threading.current_thread() is main_thread:
-            by_default(kind, error, traceback)
-        else:
-            _in_the_background(error)
-
-    sys.excepthook = excepthook
     try:
         status = run(sys.argv[1:])
     except UserError as error:
         say(f"error: {error}")
         status = 2
     except BrokenPipeError:  # `... | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        status = BROKEN_PIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise

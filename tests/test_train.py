@@ -69,7 +69,8 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_resumes_bit_for_bit(home, undisturbed, how):
+def test_a_killed_run_resumes_bit_for_bit(home, undisturbed, how, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # as users have it: each run compiles for itself
     workdir = home / f"killed-{how.name}"
     process = subprocess.Popen(
         command("train", *flags(home, workdir)), env=environment(home / "cache"), stderr=subprocess.PIPE, text=True
@@ -184,6 +185,10 @@ BAD = {
     "no micro-batches": (["--config.optimizer.micro_batches=0"], "optimizer.micro_batches is 0"),
     "no rows": (["--config.batch_size=-8"], "batch_size is -8; it must be at least 1"),
     "seed": (["--config.seed=-1"], "seed is -1; it must be at least 0"),
+    "large seed": (["--config.seed=4294967296"], "seed is 4294967296; it must be below 4294967296"),
+    "ascent": (["--config.optimizer.grad_clip_norm=-1.0"], "grad_clip_norm is -1.0; it must be at least 0"),
+    "beta": (["--config.optimizer.beta2=1.0"], "optimizer.beta2 is 1.0; it must be below 1"),
+    "no pattern": (["--config.model.attention=(1,2)"], "model.attention has '1'; a pattern is 'dense'"),
     "float64": (["--config.model.dtype=float64"], "only with the environment variable JAX_ENABLE_X64=1"),
 }
 

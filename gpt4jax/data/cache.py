@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpt4jax import files
 from gpt4jax.data import RandomAccess, is_utf8
 from gpt4jax.data.packing import Plan, plan, row_arrays
 from gpt4jax.data.tokenizer import Tokenizer
@@ -65,7 +65,10 @@ def build(
     """
     summary = folder / "summary.json"
     if summary.is_file():
-        return TokenCache(folder, **json.loads(summary.read_text()))
+        try:
+            return TokenCache(folder, **json.loads(summary.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{summary} is damaged; remove the folder {folder}, and it is made anew") from error
     sizes, not_utf8 = [], []
     for i in range(len(documents)):
         text = documents[i]
@@ -81,16 +84,15 @@ def build(
         if not _path(folder, number, "tokens").is_file():
             _write_shard(documents, shard, tokenizer, folder, number)
         progress(number + 1, len(shards))
-    pairs = sum(int(_load(folder, number, "offsets")[-1]) for number in range(len(shards)))
-    parts = sum(len(shard) for shard in shards)
+    offsets = [_load(folder, number, "offsets") for number in range(len(shards))]
     totals = {
         "documents": sum(map(bool, sizes)),
         "empty": sizes.count(0) - len(not_utf8),
-        "parts": parts,
-        "pairs": pairs,
+        "parts": sum(len(starts) - 1 for starts in offsets),
+        "pairs": sum(int(starts[-1]) for starts in offsets),
         "bytes": sum(sizes),
     }
-    _write(summary, json.dumps({"num_shards": len(shards), "totals": totals, "not_utf8": not_utf8}).encode())
+    files.replace(summary, json.dumps({"num_shards": len(shards), "totals": totals, "not_utf8": not_utf8}))
     return TokenCache(folder, len(shards), totals, not_utf8)
 
 
@@ -103,7 +105,8 @@ def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokeniz
 
 
 def _write_shard(documents, shard, tokenizer, folder, number):
-    texts = [_part(documents[document], first, last) for document, first, last in shard]
+    # Where a part's last bytes are inside one character, the next part has them, or nothing is left for it.
+    texts = [text for part in shard if (text := _part(documents[part[0]], *part[1:]))]
     lists = tokenizer.encode_batch([text.decode() for text in texts])
     lengths = np.array([len(ids) + 1 for ids in lists], np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
@@ -138,19 +141,10 @@ def _load(folder: pathlib.Path, number: int, kind: str) -> np.ndarray:
 
 
 def _save(folder: pathlib.Path, number: int, kind: str, array: np.ndarray) -> None:
-    path = _path(folder, number, kind)
-    part = path.with_suffix(f".{os.getpid()}.part")
     # Through memory: np.save's own error on a full disk says neither that it is full nor where.
     buffer = io.BytesIO()
     np.save(buffer, array)
-    part.write_bytes(buffer.getbuffer())
-    part.replace(path)
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    files.replace(_path(folder, number, kind), buffer.getvalue())
 
 
 class PackedRows:

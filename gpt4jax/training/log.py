@@ -36,6 +36,7 @@ class TrainLog:
         self._last_saved = last_saved
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_finite: int | None = None
+        self._unwritten: tuple[int, dict[str, float]] | None = None  # the newest step, if it has no line yet
         self._waited = self._tokens = self._bytes = self._nll = 0.0
         self._window_start: float | None = None  # set when the first step, with its compilation, is over
         self.total_tokens, self.total_seconds = 0.0, 0.0
@@ -49,7 +50,9 @@ class TrainLog:
     def flush(self, *, end: bool = False) -> None:
         """Fetches what is pending: before a save or an evaluation, and at the end, which always writes a line."""
         pending, self._pending = self._pending, None
-        self._fetch(pending, end)
+        self._fetch(pending)
+        if end and self._unwritten is not None:
+            self._write(*self._unwritten)
 
     @contextmanager
     def paused(self):
@@ -59,11 +62,10 @@ class TrainLog:
         if self._window_start is not None:
             self._window_start += time.monotonic() - start
 
-    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None, end: bool = False) -> None:
+    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
         if pending is None:
             return
         step, scalars = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
-        now = time.monotonic()
         if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
             self.not_finite(step, f"loss {scalars['loss']}, gradient norm {scalars['grad_norm']}")
         self._last_finite = step
@@ -71,15 +73,13 @@ class TrainLog:
         self._bytes += scalars["bytes"]
         self._nll += scalars["loss"] * scalars["tokens"]
         self._progress.advance(step)
-        if self._window_start is None:
-            self._write(step, scalars, None)
-        elif end or (self._every and step % self._every == 0):
-            self._write(step, scalars, now - self._window_start)
-        else:
-            return
-        self._window_start, self._waited, self._tokens, self._bytes, self._nll = now, 0.0, 0.0, 0.0, 0.0
+        self._unwritten = step, scalars
+        if self._window_start is None or (self._every and step % self._every == 0):
+            self._write(step, scalars)
 
-    def _write(self, step: int, scalars: dict[str, float], seconds: float | None) -> None:
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        """A line about the steps since the last one; the first has no speed, for compilation was in its time."""
+        now = time.monotonic()
         out = {
             "train/loss": scalars["loss"],
             "train/bits_per_byte": bits_per_byte(self._nll, self._bytes),
@@ -87,7 +87,8 @@ class TrainLog:
             "learning/learning_rate": scalars["learning_rate"],
         }
         facts = f"loss {scalars['loss']:.4f}"
-        if seconds is not None:
+        if self._window_start is not None:
+            seconds = now - self._window_start
             rate = self._tokens / seconds
             self.total_tokens += self._tokens
             self.total_seconds += seconds
@@ -99,6 +100,8 @@ class TrainLog:
                 facts += f" · MFU {out['perf/mfu']:.1%}"
         self._writer.write(step, out)
         self._progress.report(step, facts)
+        self._window_start, self._unwritten = now, None
+        self._waited = self._tokens = self._bytes = self._nll = 0.0
 
     def not_finite(self, step: int, what: str) -> NoReturn:
         """Stops the run.

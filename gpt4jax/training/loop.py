@@ -1,5 +1,6 @@
 """The loop of steps: evaluations, saves, a trace, and what stops a run."""
 
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Loop:
             batch = next(batches)
             waited = time.monotonic() - waiting
             tracer.before(step)
-            state, scalars = self.train_step(state, Batch(**{f"{name}_bt": array for name, array in batch.items()}))
+            state, scalars = self.train_step(state, Batch.of(batch))
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
             self.checkpoints.check()  # rather now than at the next save, hours of training later
@@ -81,10 +82,12 @@ class Loop:
             for batch in batches:
                 if stop.received is not None:
                     return
-                totals.append(self.eval_step(params, Batch(**{f"{name}_bt": a for name, a in batch.items()})))
+                totals.append(self.eval_step(params, Batch.of(batch)))
                 if len(totals) > 1:  # keeps the devices one batch ahead, and a stop close
                     jax.block_until_ready(totals[-2])
             nll, tokens, num_bytes = (sum(map(float, sums)) for sums in zip(*totals, strict=True))
+        if not math.isfinite(nll):
+            self.log.not_finite(step, f"held-out loss {nll / tokens}")
         self.evaluation = {
             "eval/heldout/loss": nll / tokens,
             "eval/heldout/bits_per_byte": bits_per_byte(nll, num_bytes),

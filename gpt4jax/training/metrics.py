@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from typing import TextIO
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
+
+from gpt4jax import files
 
 
 class MetricWriter:
@@ -18,18 +22,22 @@ class MetricWriter:
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         self._file = (workdir / "metrics.jsonl").open("a")
-        # purge_step: TensorBoard drops the points that a resumed run draws again
-        self._events = SummaryWriter(str(workdir), flush_secs=30, purge_step=first_step + 1 if first_step else None)
+        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it forever.
+        self._events = EventsWriter(str(workdir / "events"))
+        # TensorBoard drops the points that an earlier start of the run drew after this step.
+        restart = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, on disk when this returns."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._events.flush()
 
     def close(self) -> None:
-        """Writes out what TensorBoard's writer still holds."""
+        """Closes both files."""
         self._events.close()
         self._file.close()
 
@@ -46,9 +54,7 @@ def rewind(workdir: pathlib.Path, step: int) -> list[dict[str, float]]:
     kept = [line for line in read(workdir) if line["step"] <= step]
     path = workdir / "metrics.jsonl"
     if path.is_file():
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(path)
+        files.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 

@@ -1,6 +1,7 @@
 """One optimizer step and one evaluation step, as pure functions to be jitted."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,11 @@ class Batch(NamedTuple):
     segment_ids_bt: jax.Array
     positions_bt: jax.Array
     bytes_bt: jax.Array
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, jax.Array]) -> "Batch":
+        """From the loader's names, which carry no axes."""
+        return cls(**{f"{name}_bt": array for name, array in arrays.items()})
 
 
 class Totals(NamedTuple):

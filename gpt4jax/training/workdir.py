@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
 
 from gpt4jax import config as configuration
+from gpt4jax import files
 from gpt4jax.errors import UserError
 
 MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "data.cache_dir", "data.prefetch")
@@ -29,7 +31,7 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         raise UserError(f"the workdir {workdir} can't be created or written: {error.strerror}") from error
     # data.json is written once the data are ready; before that a run has nothing to lose, and its config may change.
     if "data.json" not in there:
-        if there - {"config.json", "config.json.part", "data.json.part"}:
+        if [name for name in there if name != "config.json" and not re.fullmatch(r"\w+\.json\.\d+\.part", name)]:
             raise UserError(f"{workdir} is not empty and no run of gpt4jax; choose another")
         if saved.is_file():  # killed between the two files, or somebody else's config
             configuration.from_json(saved)
@@ -51,19 +53,15 @@ def record(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict
     """
     path = workdir / "data.json"
     if path.is_file():
-        old = json.loads(path.read_text())
-        for key in ("fingerprint", "tokenizer_fingerprint"):
-            if old[key] != facts[key]:
-                raise UserError(
-                    f"{workdir} was begun with other data: the {key.replace('_', ' ')} of {facts['dataset']} was "
-                    f"{old[key][:16]} and is {facts[key][:16]} (another Python version, or changed files?)"
-                )
-    write_text(workdir / "config.json", configuration.to_json(config))
-    write_text(path, json.dumps(facts, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file as a whole: a kill leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+        try:
+            old = json.loads(path.read_text())
+            changed = [key for key in ("fingerprint", "tokenizer_fingerprint") if old[key] != facts[key]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: without it nobody knows whether the data are the same") from error
+        for key in changed:
+            raise UserError(
+                f"{workdir} was begun with other data: the {key.replace('_', ' ')} of {facts['dataset']} was "
+                f"{old[key][:16]} and is {facts[key][:16]} (another Python version, or changed files?)"
+            )
+    files.replace(workdir / "config.json", configuration.to_json(config))
+    files.replace(path, json.dumps(facts, indent=2) + "\n")

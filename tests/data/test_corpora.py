@@ -118,7 +118,7 @@ def test_any_tfds_set_prepared_as_array_record(tmp_path, monkeypatch):
     data = text.load(
         options(dataset="tiny_wiki", eval_split="validation", tokenizer="bytes", seq_len=16), 257, tmp_path, said.append
     )
-    assert sum(" skipped as not UTF-8: documents " in line for line in said) == 2
+    assert sum(": 1 documents skipped as not UTF-8: " in line for line in said) == 2
     assert [data.facts[split]["documents"] for split in ("train", "eval")] == [19, 19]
     with pytest.raises(UserError, match="has no split 'test' but train, validation; set data.eval_split"):
         corpora.prepare(options(dataset="tiny_wiki", eval_split="test"), tmp_path)

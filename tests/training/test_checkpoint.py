@@ -1,5 +1,7 @@
 """Checkpoints in one process: round trips over meshes, damage, and a disk that fails."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -132,3 +134,27 @@ def test_updates_after_a_save_do_not_reach_it(tmp_path, state):
     checkpoints.close()
     restored, _ = restore(tmp_path)
     assert same(restored, expected)
+
+
+def poll(checkpoints):
+    for _ in range(200):
+        checkpoints.check()
+        time.sleep(0.05)
+
+
+def test_a_failed_save_is_found_while_training_goes_on(tmp_path, state, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(tmp_path, 2)
+    for step in (4, 5):
+        checkpoints.save(state._replace(step=state.step * 0 + step))
+    checkpoints.wait()
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_digests", full)
+        checkpoints.save(state._replace(step=state.step * 0 + 6))
+        with pytest.raises(UserError, match="No space left on device.*the one of step 5 is untouched"):
+            poll(checkpoints)
+    checkpoints.close()
+    assert checkpoint.saved_steps(tmp_path) == [4, 5]

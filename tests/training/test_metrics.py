@@ -3,8 +3,10 @@
 import io
 import json
 import pathlib
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gpt4jax.training import metrics
 
@@ -22,6 +24,27 @@ def test_rewind_drops_what_will_be_written_again(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == kept
     assert metrics.rewind(tmp_path / "nothing", 3) == []
+
+
+def records(path):
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), data, its checksum (4)."""
+    data = path.read_bytes()
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        yield data[12 : 12 + size]
+        data = data[16 + size :]
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    writer = metrics.MetricWriter(tmp_path, 7)
+    writer.write(8, {"train/loss": 1.5, "perf/mfu": 0.25})
+    (path,) = tmp_path.glob("events.out.tfevents.*")  # on disk before the writer is closed
+    events = [Event.FromString(record) for record in records(path)]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (8, SessionLog.START)  # what was drawn from 8 on is void
+    values = {(event.step, v.tag): v.simple_value for event in events for v in event.summary.value}
+    assert values == {(8, "train/loss"): 1.5, (8, "perf/mfu"): 0.25}
+    writer.close()
 
 
 class Terminal(io.StringIO):
