@@ -126,10 +126,14 @@ def forward(
         positions_bt = jnp.arange(t)[None] + (0 if start_b is None else start_b[:, None])
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
-    x_btd = params["embed"]["token_vd"][tokens_bt].astype(config.compute_dtype)
+    # Tables are gathered over fsdp before the look-up, as matrices are before a product: left alone, XLA
+    # replicates the activations that it looked up.
+    token_vd = constrain(params["embed"]["token_vd"], "act_vocab", "act_embed")
+    x_btd = token_vd[tokens_bt].astype(config.compute_dtype)
     cos_sin = None
     if config.position == "learned":
-        x_btd += params["embed"]["position_td"][positions_bt].astype(config.compute_dtype)
+        position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
+        x_btd += position_td[positions_bt].astype(config.compute_dtype)
     else:
         cos_sin = position.rope_angles(positions_bt, config.head_dim, config.rope_theta, config.stable_dtype)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")

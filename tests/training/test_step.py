@@ -157,6 +157,20 @@ def test_float32_gradients_agree(name):
         assert optax.tree.norm(difference) <= 1e-5 * optax.tree.norm(base)
 
 
+def test_no_activation_is_replicated_to_be_resharded(capfd):
+    """XLA says so on stderr when it finds no way between two shardings but the whole array on every device."""
+    config = model.Config(**SHAPES["gpt"])
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(lambda: model.init(config, jax.random.key(0))), partition.param_shardings(config, mesh),
+        )  # fmt: skip
+        row = jax.ShapeDtypeStruct((ROWS, T), jnp.int32, sharding=partition.batch_sharding(mesh))
+        jax.jit(partial(gradients, config)).lower(params, Batch(row, row, row, row, row)).compile()
+    assert "rematerialization" not in capfd.readouterr().err
+
+
 def test_loss_is_normalised_by_all_target_tokens():
     """Ten padded rows weigh nothing: the loss is that of the tokens, whatever their shard."""
     config = model.Config(**SHAPES["gpt"])
