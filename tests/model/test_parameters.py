@@ -89,7 +89,7 @@ def test_parameters_of_another_shape_are_refused(shape):
 
 def test_every_axis_of_the_table_has_a_rule(shape):
     for row in parameters.table(model.Config(**shape, qk_norm=True)):
-        axes.spec(row.axes)
+        assert len(axes.spec(row.axes)) == len(row.shape)
 
 
 def test_unknown_and_colliding_axes_are_errors():
