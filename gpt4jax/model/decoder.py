@@ -1,5 +1,6 @@
 """The decoder's forward pass, and the thin Linen shell that holds its parameters."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -7,17 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import layers, position
+from gpt4jax.model.attention import Cached, KeysValues
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
-from gpt4jax.model.layers import Cache, Rows
+from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table
 
 
 class State(NamedTuple):
-    """A KV cache of all layers (L, B, S, K, H), and how many tokens each row holds."""
+    """A KV cache, one pair (R, K, S, H) a layer, and how many tokens each row of the batch has in it.
 
-    cache: Cache
+    Without `row_b` the batch's rows are the cache's. With it the cache is read as B equal parts, one for each row
+    of the batch, and `row_b` says which row of its part that is; for -1, nothing is written.
+    """
+
+    cache: tuple[KeysValues, ...]
     length_b: jax.Array
+    row_b: jax.Array | None = None
 
 
 class Decoder(nn.Module):
@@ -59,7 +66,7 @@ def features(
 
     Args:
         config: the decoder.
-        params: what `init` gives.
+        params: what `init` gives, or `gpt4jax.inference.prepare` makes of it.
         tokens_bt: integers in [0, vocab_size).
         segment_ids_bt: documents of a packed row; a token sees its own segment only. Default: one segment.
         positions_bt: position within the piece of a document that a row holds, growing along each segment;
@@ -74,22 +81,24 @@ def features(
     """
     if images is not None:
         raise ValueError("this decoder has no image frontend yet: images must be None")
-    return Decoder(config).apply(  # type: ignore[return-value] # Flax types it as anything
-        {"params": params},
-        tokens_bt,
-        segment_ids_bt=segment_ids_bt,
-        positions_bt=positions_bt,
-        state=state,
-        dropout_key=dropout_key,
+    options: dict[str, Any] = dict(
+        segment_ids_bt=segment_ids_bt, positions_bt=positions_bt, state=state, dropout_key=dropout_key
     )
+    if not isinstance(params["layers"], Mapping):  # prepared for inference: not the shapes of the table
+        return forward(config, params, tokens_bt, **options)
+    return Decoder(config).apply({"params": params}, tokens_bt, **options)  # type: ignore[return-value] # Flax: anything
 
 
 def unembed(config: Config, params: Params, x_btd: jax.Array) -> jax.Array:
     """Logits (B, T, V) of hidden states, in float32 (float64 for a float64 decoder)."""
     table_vd = params["embed"]["token_vd"] if config.tie_embeddings else params["final"]["unembed_vd"]
-    logits_btv = jnp.einsum(
-        "btd,vd->btv", x_btd, table_vd.astype(x_btd.dtype), preferred_element_type=config.stable_dtype
-    )
+    if isinstance(table_vd, Matrix):
+        logits_mv = layers.outputs_first(x_btd.reshape(-1, config.embed_dim), table_vd, config.stable_dtype)
+        logits_btv = logits_mv.reshape(*x_btd.shape[:2], -1)
+    else:
+        logits_btv = jnp.einsum(
+            "btd,vd->btv", x_btd, table_vd.astype(x_btd.dtype), preferred_element_type=config.stable_dtype
+        )
     if config.logit_soft_cap:
         logits_btv = config.logit_soft_cap * jnp.tanh(logits_btv / config.logit_soft_cap)
     return constrain(logits_btv, "act_batch", "act_len", "act_vocab")
@@ -103,9 +112,9 @@ def apply(config: Config, params: Params, tokens_bt: jax.Array, **options: Any) 
 
 def init_cache(config: Config, batch: int, length: int) -> State:
     """An empty KV cache with room for `length` tokens in each of `batch` rows."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    empty = Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
-    return State(empty, jnp.zeros((batch,), jnp.int32))
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    empty = [KeysValues(*(jnp.zeros(shape, config.compute_dtype) for _ in "kv")) for _ in range(config.num_layers)]
+    return State(tuple(empty), jnp.zeros((batch,), jnp.int32))
 
 
 def forward(
@@ -121,15 +130,13 @@ def forward(
     """The body of `features`, a pure function of the parameters."""
     t = tokens_bt.shape[1]
     _check_lengths(config, t, segment_ids_bt, state)
-    start_b = None if state is None else state.length_b
     if positions_bt is None:
-        positions_bt = jnp.arange(t)[None] + (0 if start_b is None else start_b[:, None])
+        positions_bt = jnp.arange(t)[None] + (0 if state is None else state.length_b[:, None])
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
     # Tables are gathered over fsdp before the look-up, as matrices are before a product: left alone, XLA
     # replicates the activations that it looked up.
-    token_vd = constrain(params["embed"]["token_vd"], "act_vocab", "act_embed")
-    x_btd = token_vd[tokens_bt].astype(config.compute_dtype)
+    x_btd = _look_up(params["embed"]["token_vd"], tokens_bt, config.compute_dtype)
     cos_sin = None
     if config.position == "learned":
         position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
@@ -138,11 +145,21 @@ def forward(
         cos_sin = position.rope_angles(positions_bt, config.head_dim, config.rope_theta, config.stable_dtype)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
-    rows = Rows(positions_bt, segment_ids_bt, cos_sin, start_b)
-    x_btd, new = _run_layers(config, params["layers"], x_btd, rows, state and state.cache, layers_key)
+    rows = Rows(positions_bt, segment_ids_bt, cos_sin)
+    if state is None:
+        x_btd = _run_layers(config, params["layers"], x_btd, rows, layers_key)
+    else:
+        x_btd, cache = _run_cached(config, params["layers"], x_btd, rows, state)
+        state = state._replace(cache=cache, length_b=state.length_b + t)
     final = params["final"]
-    x_btd = layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d"))
-    return x_btd, None if state is None else State(state.cache.append(new, state.length_b), state.length_b + t)
+    return layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d")), state
+
+
+def _look_up(table_vd: jax.Array | Matrix, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    if not isinstance(table_vd, Matrix):
+        return constrain(table_vd, "act_vocab", "act_embed")[tokens_bt].astype(dtype)
+    x_btd = constrain(table_vd.values, "act_vocab", "act_embed")[tokens_bt].astype(dtype)
+    return x_btd if table_vd.scale is None else x_btd * table_vd.scale[tokens_bt][..., None].astype(dtype)
 
 
 def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, state: State | None) -> None:
@@ -150,50 +167,49 @@ def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, sta
         raise ValueError(f"rows of {t} tokens do not fit the position table of max_seq_len {config.max_seq_len}")
     if state is not None and segment_ids_bt is not None:
         raise ValueError("a KV cache holds one document a row: segment_ids_bt and state exclude each other")
-    if state is not None and t > (room := state.cache.k_bskh.shape[2]):
+    if state is not None and t > (room := state.cache[0].k_bksh.shape[2]):
         raise ValueError(f"{t} tokens do not fit a KV cache of {room}")
 
 
-def _run_layers(config, params, x_btd, rows, cache, dropout_key):
-    """All layers, a cycle of patterns at a time: scanned, or unrolled into one program.
-
-    Gives the hidden states and, with a cache, the new tokens' keys and values of all layers. The cache itself
-    is only read: written in one place afterwards, it can be updated where it lies.
-    """
+def _run_layers(config, params, x_btd, rows, dropout_key):
+    """All layers over whole rows, a cycle of patterns at a time: scanned, or unrolled into one program."""
     cycle = len(config.attention)
     cycles = config.num_layers // cycle
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
 
     def run_cycle(x_btd, xs):
-        news = []
         for i, pattern in enumerate(config.attention):
-            layer, layer_cache, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs) if cycle > 1 else xs
-            x_btd, new = layers.block(config, pattern, layer, x_btd, rows, layer_cache, key)
-            news.append(new)
-        return x_btd, _stack(news) if cycle > 1 else news[0]
+            layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs) if cycle > 1 else xs
+            x_btd, _ = layers.block(config, pattern, layer, x_btd, rows, None, key)
+        return x_btd, None
 
     if config.remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
         run_cycle = jax.checkpoint(run_cycle, policy=policy, prevent_cse=config.layers == "unroll")
 
-    xs = (params, cache, keys)
+    xs = (params, keys)
     if cycle > 1:  # An axis of one would not be free: XLA copies every weight into another layout for it.
         xs = jax.tree.map(lambda leaf: leaf.reshape(cycles, cycle, *leaf.shape[1:]), xs)
     if config.layers == "scan":
-        x_btd, news = jax.lax.scan(run_cycle, x_btd, xs)
-    else:
-        parts = []
-        for one in _unstack(xs, cycles):
-            x_btd, part = run_cycle(x_btd, one)
-            parts.append(part)
-        news = _stack(parts)
-    if cycle > 1:
-        news = jax.tree.map(lambda leaf: leaf.reshape(config.num_layers, *leaf.shape[2:]), news)
-    return x_btd, news
+        return jax.lax.scan(run_cycle, x_btd, xs)[0]
+    for one in _unstack(xs, cycles):
+        x_btd, _ = run_cycle(x_btd, one)
+    return x_btd
 
 
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _run_cached(config, params, x_btd, rows, state):
+    """All layers over new tokens: their hidden states, and every layer's cache with them in it.
+
+    Always unrolled, and best over parameters that are not stacked (`gpt4jax.inference.prepare`): of stacked ones
+    XLA copies every layer's weights before it reads them, and reading weights is what decoding does.
+    """
+    caches = []
+    for i, layer in enumerate(_unstack(params, config.num_layers) if isinstance(params, Mapping) else params):
+        pattern = config.attention[i % len(config.attention)]
+        cached = Cached(state.cache[i], state.length_b, state.row_b)
+        x_btd, cache = layers.block(config, pattern, layer, x_btd, rows, cached, None)
+        caches.append(cache)
+    return x_btd, tuple(caches)
 
 
 def _unstack(xs, n):

@@ -34,6 +34,7 @@ class Parameter:
         hf_part: (i, parts in units) if `hf_name` fuses several of our parameters: this is slice i.
         hf_transposed: whether Hugging Face stores the matrix as (out, in).
         matmul: whether the forward pass multiplies each token by it.
+        inputs: of a layer's matrix: how many axes, after the layers', are its inputs.
     """
 
     group: str
@@ -48,6 +49,7 @@ class Parameter:
     hf_part: tuple[int, tuple[int, ...]] | None = None
     hf_transposed: bool = False
     matmul: bool = False
+    inputs: int = 0
 
     @property
     def size(self) -> int:
@@ -127,7 +129,7 @@ def _linear(
         Parameter(
             "layers", f"{name}_{letters}", (layers, *inputs, *outputs), ("layers", *input_axes, *output_axes),
             std=std, fill=0.0, role="hidden", decay=True, hf_name=hf + ".weight", hf_part=hf_part,
-            hf_transposed=not _gpt2_names(config), matmul=True,
+            hf_transposed=not _gpt2_names(config), matmul=True, inputs=len(inputs),
         )
     ]  # fmt: skip
     if config.use_bias:

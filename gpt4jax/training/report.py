@@ -4,7 +4,8 @@ import pathlib
 
 import jax
 
-from gpt4jax.inference.generate import generate
+from gpt4jax.inference.engine import Engine
+from gpt4jax.inference.request import Request
 from gpt4jax.model.axes import RULES
 from gpt4jax.model.parameters import count
 from gpt4jax.training.loop import Loop
@@ -30,13 +31,13 @@ def describe(model_config, mesh, config) -> str:
 def sample(model_config, params, tokenizer, config) -> str:
     """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches."""
     prompt = [tokenizer.end, *tokenizer.encode(config.eval.sample_prompt)][: model_config.max_seq_len - 1]
-    room = model_config.max_seq_len - len(prompt)
+    max_tokens = min(config.eval.sample_tokens, model_config.max_seq_len - len(prompt))
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-    ids = generate(
-        model_config, params, prompt, min(config.eval.sample_tokens, room),
-        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.end, vocab_size=tokenizer.vocab_size,
-    )  # fmt: skip
-    return f"--- a sample\n{config.eval.sample_prompt}{tokenizer.decode(ids)}\n---"
+    engine = Engine(
+        model_config, params, tokenizer=tokenizer, rows=1, max_len=len(prompt) + max_tokens, consume=True
+    )
+    request = Request(prompt, max_tokens, temperature=0.8, top_p=0.95, seed=config.seed)
+    return f"--- a sample\n{config.eval.sample_prompt}{engine.generate([request])[0].text}\n---"
 
 
 def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: pathlib.Path) -> str:

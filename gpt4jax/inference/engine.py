@@ -1,0 +1,211 @@
+"""The one decode loop: sampling, evaluation, alignment and serving all go through it.
+
+An engine holds a fixed block of rows on each device. Requests of any length take rows as they become free
+(continuous batching); a prompt is read in chunks of a few fixed lengths, then its row joins the step that
+draws one token for every row. So there is one program for steps and a handful for prompts, whatever comes;
+and a request's result is the same bits alone, in any company, in any order, in any row, with or without a
+kept beginning. (Another number of rows a device, or of devices that split matrices, may round otherwise.)
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt4jax import model
+from gpt4jax.data.tokenizer import Tokenizer
+from gpt4jax.errors import UserError
+from gpt4jax.inference.pool import Chunk, Pool
+from gpt4jax.inference.prefix import PrefixCache
+from gpt4jax.inference.programs import Rows
+from gpt4jax.inference.request import Event, Request, Result
+from gpt4jax.inference.sampling import Settings
+from gpt4jax.inference.slot import Slot
+from gpt4jax.model.parameters import Params
+
+CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
+_SHORTEST = 16
+
+_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_IDLE = Request([0], max_tokens=1, temperature=0.0)
+
+
+class Engine:
+    """Serves requests with one model.
+
+    Args:
+        config, params: the decoder, as `model.init`, a checkpoint or `weights.load` give it.
+        tokenizer: for texts, stop texts and end tokens, and for which ids may be drawn; None: ids only.
+        rows: requests that are decoded at once on each device (or group of devices that split a row).
+        max_len: tokens of prompt and continuation together; memory is `rows` times as many. 0: max_seq_len.
+        weights: "" as they are, "float32", "bfloat16" or "int8" (`prepare`).
+        mesh: rows over data and fsdp, and matrices as in training; None: one device.
+        prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
+        consume: frees `params` as they are laid out anew.
+
+    Raises:
+        ValueError: sizes or a type that can't be.
+    """
+
+    def __init__(
+        self,
+        config: model.Config,
+        params: Params,
+        *,
+        tokenizer: Tokenizer | None = None,
+        rows: int = 8,
+        max_len: int = 0,
+        weights: str = "",
+        mesh: Mesh | None = None,
+        prefix_bytes: int = 2**28,
+        consume: bool = False,
+    ):
+        if rows < 1 or not 0 <= max_len <= config.max_seq_len:
+            raise ValueError(f"rows is {rows}, max_len {max_len}; at least 1, and at most {config.max_seq_len}")
+        self.config, self.tokenizer = config, tokenizer
+        self.max_len = max_len or config.max_seq_len
+        self._chunk = min(CHUNK, 1 << (config.max_seq_len.bit_length() - 1))
+        length = -(-self.max_len // self._chunk) * self._chunk  # whole chunks: none reaches past the end
+        vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
+        self._pool = Pool(config, params, vocab_size, rows, length, mesh=mesh, weights=weights, consume=consume)
+        self._prefixes = PrefixCache(self._chunk, prefix_bytes)
+        self._slots: list[Slot | None] = [None] * self._pool.rows
+        self._waiting: deque[Slot] = deque()
+        self._submitted = 0
+
+    def generate(self, requests: Iterable[Request]) -> list[Result]:
+        """The results of all requests, in their order."""
+        slots = [self._submit(request) for request in requests]
+        events: dict[int, list[Event]] = {slot.number: [] for slot in slots}
+        while any(not told or not told[-1].finish for told in events.values()):
+            for event in self.tick():
+                events.setdefault(event.request, []).append(event)
+        return [slot.result(events[slot.number]) for slot in slots]
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """One request's events as they come; closing the iterator ends the request."""
+        number = self.submit(request)
+        try:
+            while True:
+                for event in self.tick():
+                    if event.request == number:
+                        yield event
+                        if event.finish:
+                            return
+        finally:
+            self.cancel(number)
+
+    def loglikelihood(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """For each (context, continuation): the continuation's log probability, and whether greedy choice gives it."""
+        requests = [Request([*before, *after], max_tokens=0, score_from=len(before)) for before, after in pairs]
+        return [(float(r.prompt_logprobs.sum()), bool(r.prompt_greedy.all())) for r in self.generate(requests)]
+
+    def submit(self, request: Request) -> int:
+        """Queues a request and gives its number, which its events bear.
+
+        Raises:
+            UserError: it does not fit the model or this engine.
+        """
+        return self._submit(request).number
+
+    def cancel(self, number: int) -> None:
+        """Drops a request; nothing happens if it is over."""
+        self._waiting = deque(slot for slot in self._waiting if slot.number != number)
+        self._slots = [None if slot is not None and slot.number == number else slot for slot in self._slots]
+
+    def tick(self) -> list[Event]:
+        """Gives free rows to waiting requests, reads a chunk of a prompt, and draws a token for each row that can."""
+        self._admit()
+        events = self._read_prompts()
+        events += self._draw()
+        over = {event.request for event in events if event.finish}
+        self._slots = [None if slot is not None and slot.number in over else slot for slot in self._slots]
+        return events
+
+    def _submit(self, request: Request) -> Slot:
+        length = len(request.prompt) + request.max_tokens
+        if length > self.max_len:
+            limit = "model's max_seq_len" if self.max_len == self.config.max_seq_len else "engine's max_len"
+            raise UserError(
+                f"a prompt of {len(request.prompt)} tokens and {request.max_tokens} more exceed the {limit} "
+                f"{self.max_len}"
+            )
+        strange = [token for token in request.prompt if not 0 <= token < self.config.vocab_size]
+        if strange:
+            raise UserError(f"the prompt has the token {strange[0]}; ids lie in [0, {self.config.vocab_size})")
+        if request.stop and self.tokenizer is None:
+            raise UserError("stop texts need a tokenizer: give the engine one, or stop_ids to the request")
+        slot = Slot(self._submitted, request, self.tokenizer)
+        self._submitted += 1
+        self._waiting.append(slot)
+        return slot
+
+    def _admit(self) -> None:
+        for row, slot in enumerate(self._slots):
+            if slot is not None or not self._waiting:
+                continue
+            self._slots[row] = slot = self._waiting.popleft()
+            for block in self._prefixes.find(slot.inputs, slot.unscored // self._chunk):
+                self._pool.write_block(row, slot.done, block)
+                slot.done += self._chunk
+            if slot.request.repetition_penalty != 1:
+                self._pool.see(row, slot.prompt)
+
+    def _read_prompts(self) -> list[Event]:
+        """One chunk for a row of each part of the pool, all of one length; other rows wait for a later tick."""
+        reading: dict[int, tuple[int, Slot]] = {}
+        for row, slot in enumerate(self._slots):
+            if slot is not None and slot.reading:
+                reading.setdefault(self._pool.part(row), (row, slot))
+        if not reading:
+            return []
+        size = self._chunk_size(next(iter(reading.values()))[1])
+        now = {row: slot for row, slot in reading.values() if self._chunk_size(slot) == size}
+        counts = {row: min(size, len(slot.inputs) - slot.done) for row, slot in now.items()}
+        chunks = {
+            row: Chunk(slot.done, slot.inputs[slot.done : slot.done + size], slot.targets(counts[row]))
+            for row, slot in now.items()
+        }
+        scores = self._pool.read(chunks, size)
+        events = []
+        for row, slot in now.items():
+            events += slot.read(counts[row], scores.get(row))
+            whole = slot.inputs[: slot.done]
+            if size == self._chunk and self._prefixes.wants(whole):
+                block = self._pool.read_block(row, slot.done - size, size)
+                self._prefixes.put(whole, block)
+        return events
+
+    def _chunk_size(self, slot: Slot) -> int:
+        rest = len(slot.inputs) - slot.done
+        return self._chunk if rest >= self._chunk else max(min(_SHORTEST, self._chunk), 1 << (rest - 1).bit_length())
+
+    def _draw(self) -> list[Event]:
+        drawing = {row: slot for row, slot in enumerate(self._slots) if slot is not None and slot.draws}
+        if not drawing:
+            return []
+        drawn = self._pool.draw(self._rows(drawing))
+        events = []
+        for row, slot in drawing.items():
+            n = slot.request.top_logprobs
+            tops = zip(drawn.top_id_bn[row, :n].tolist(), drawn.top_logprob_bn[row, :n].tolist(), strict=True)
+            events.append(slot.take(int(drawn.token_b[row]), float(drawn.logprob_b[row]), tops))
+        return events
+
+    def _rows(self, drawing: dict[int, Slot]) -> Rows:
+        """What the step is told. Rows that don't draw are computed too; what they write is written over later."""
+        requests = [drawing[row].request if row in drawing else _IDLE for row in range(len(self._slots))]
+        settings = [np.array([getattr(request, name) for request in requests]) for name in _SETTINGS]
+        types = (np.float32, np.int32, np.float32, np.float32, np.float32, np.uint32)
+
+        def each(value, dtype=np.int32):
+            return np.array([0 if slot is None else value(slot) for slot in self._slots], dtype)
+
+        return Rows(
+            token_b=each(lambda slot: slot.token),
+            length_b=each(lambda slot: slot.done),
+            index_b=each(lambda slot: slot.drawn),
+            top_logprobs_b=np.array([request.top_logprobs for request in requests], np.int32),
+            settings=Settings(*(array.astype(dtype) for array, dtype in zip(settings, types, strict=True))),
+        )

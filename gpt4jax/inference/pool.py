@@ -1,0 +1,125 @@
+"""The device's side of the engine: one model's parameters and its cache, in a fixed block of rows a device."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from gpt4jax import model
+from gpt4jax.inference import programs
+from gpt4jax.inference.prepare import prepare
+from gpt4jax.inference.programs import Drawn, Rows, Scores
+from gpt4jax.model import axes
+from gpt4jax.model.attention import CACHE_AXES
+from gpt4jax.model.parameters import Params
+
+
+class Chunk(NamedTuple):
+    """Tokens of a prompt behind the first `length` in a row's cache, and what is to be scored (`programs.prefill`)."""
+
+    length: int
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+class Pool:
+    """Rows of a cache that are stepped together. Rows are numbered over all devices, part after part.
+
+    Args:
+        config, params: the decoder; params as `prepare` takes them.
+        vocab_size: how many ids may be drawn.
+        rows: of each part: of a device, or of the devices that split a row.
+        length: places of each row.
+        mesh, weights, consume: as `prepare` has them.
+    """
+
+    def __init__(
+        self,
+        config: model.Config,
+        params: Params,
+        vocab_size: int,
+        rows: int,
+        length: int,
+        *,
+        mesh: Mesh | None = None,
+        weights: str = "",
+        consume: bool = False,
+    ):
+        self.config, self.vocab_size, self.mesh = config, vocab_size, mesh
+        self.parts = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in axes.RULES["act_batch"]]))
+        self.rows = rows * self.parts
+        with self._on_mesh():
+            self.params = prepare(config, params, weights=weights, mesh=mesh, consume=consume)
+            cache, seen = self._place(CACHE_AXES), self._place(("act_batch", "act_len"))
+            self.cache = jax.jit(lambda: model.init_cache(config, self.rows, length).cache, out_shardings=cache)()
+            self._seen_bv = jax.jit(lambda: jnp.zeros((self.rows, config.vocab_size), bool), out_shardings=seen)()
+
+    def part(self, row: int) -> int:
+        """Which part of the cache a row belongs to."""
+        return row * self.parts // self.rows
+
+    def draw(self, rows: Rows) -> Drawn:
+        """One token for every row, on the host."""
+        with self._on_mesh():
+            self.cache, self._seen_bv, drawn = programs.step(
+                self.config, self.vocab_size, self.params, self.cache, self._seen_bv, rows
+            )
+        return jax.device_get(drawn)
+
+    def read(self, chunks: Mapping[int, Chunk], size: int) -> dict[int, Scores]:
+        """Reads a chunk of up to `size` tokens into each of some rows, at most one of each part.
+
+        Gives their scores, on the host, if any are wanted.
+        """
+        row_b, length_b = self._each_part({row: chunk.length for row, chunk in chunks.items()})
+        tokens_bt, targets_bt = np.zeros((self.parts, size), np.int32), np.full((self.parts, size), -1, np.int32)
+        for row, chunk in chunks.items():
+            tokens_bt[self.part(row), : len(chunk.tokens)] = chunk.tokens
+            targets_bt[self.part(row), : len(chunk.targets)] = chunk.targets
+        with self._on_mesh():
+            self.cache, scores = programs.prefill(
+                self.config, self.params, self.cache, row_b, length_b, tokens_bt, targets_bt
+            )
+        if (targets_bt < 0).all():
+            return {}
+        scores = jax.device_get(scores)
+        return {row: Scores(*(leaf[self.part(row)] for leaf in scores)) for row in chunks}
+
+    def read_block(self, row: int, start: int, size: int) -> np.ndarray:
+        """Keys and values of some places of a row, (L, 2, K, size, H), on the host."""
+        row_b, _ = self._each_part({row: start})
+        with self._on_mesh():
+            return np.asarray(programs.read_block(self.cache, row_b, np.int32(start), size)[self.part(row)])
+
+    def write_block(self, row: int, start: int, block: np.ndarray) -> None:
+        """Puts them into places of any row, the same bits."""
+        row_b, start_b = self._each_part({row: start})
+        with self._on_mesh():
+            blocks = np.broadcast_to(block, (self.parts, *block.shape))
+            self.cache = programs.write_block(self.cache, row_b, start_b, blocks)
+
+    def see(self, row: int, tokens: np.ndarray) -> None:
+        """Sets the tokens of a row's text so far, for the repetition penalty."""
+        seen_v = np.zeros(self.config.vocab_size, bool)
+        seen_v[tokens] = True
+        with self._on_mesh():
+            self._seen_bv = programs.set_seen(self._seen_bv, np.int32(row), seen_v)
+
+    def _each_part(self, values: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each part: the row inside it that is meant, -1 for none, and its value."""
+        row_b, value_b = np.full(self.parts, -1, np.int32), np.zeros(self.parts, np.int32)
+        for row, value in values.items():
+            row_b[self.part(row)], value_b[self.part(row)] = row % (self.rows // self.parts), value
+        return row_b, value_b
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _place(self, names: tuple[str, ...]) -> jax.sharding.Sharding:
+        if self.mesh is None:
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return NamedSharding(self.mesh, axes.spec(names))

@@ -1,0 +1,51 @@
+"""Keys and values of prompts' beginnings, kept on the host for the next prompt that begins the same way."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class PrefixCache:
+    """Blocks of `size` tokens by all tokens up to their end; the least recently used are dropped first.
+
+    A block holds exactly the bits that prefilling made, so that a prompt which finds it goes on as if it had
+    been computed.
+    """
+
+    def __init__(self, size: int, max_bytes: int):
+        self.size, self.max_bytes = size, max_bytes
+        self._blocks: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, tokens: Sequence[int], limit: int) -> list[np.ndarray]:
+        """The blocks of the longest known beginning of `tokens`, no more than `limit` of them."""
+        found: list[np.ndarray] = []
+        for key in self._keys(tokens)[:limit]:
+            if key not in self._blocks:
+                break
+            self._blocks.move_to_end(key)
+            found.append(self._blocks[key])
+        return found
+
+    def wants(self, tokens: Sequence[int]) -> bool:
+        """Whether the last whole block of `tokens` is not yet there."""
+        keys = self._keys(tokens)
+        return bool(self.max_bytes and keys) and keys[-1] not in self._blocks
+
+    def put(self, tokens: Sequence[int], block: np.ndarray) -> None:
+        """Keeps the last whole block of `tokens`; one that is larger than the whole cache is not kept."""
+        if block.nbytes > self.max_bytes:
+            return
+        self._blocks[self._keys(tokens)[-1]] = block
+        self._bytes += block.nbytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+
+    def _keys(self, tokens: Sequence[int]) -> list[bytes]:
+        keys, key = [], b""
+        for end in range(self.size, len(tokens) + 1, self.size):
+            key = hashlib.sha256(key + np.asarray(tokens[end - self.size : end], np.int32).tobytes()).digest()
+            keys.append(key)
+        return keys

@@ -1,0 +1,125 @@
+"""The programs of the decode loop: a step of all rows, a chunk of prompts, and blocks of a cache in and out.
+
+Each is compiled once for the shapes it is called with. `Config` is static, a cache is donated and updated in
+place. A row's result depends on nothing but that row: the other rows are other rows of the same products.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gpt4jax import model
+from gpt4jax.inference import sampling
+from gpt4jax.inference.sampling import Settings
+from gpt4jax.model.attention import Cached, KeysValues
+from gpt4jax.model.decoder import State
+
+MAX_TOP_LOGPROBS = 20
+
+Caches = tuple[KeysValues, ...]
+
+
+class Rows(NamedTuple):
+    """What a step is told of each row."""
+
+    token_b: jax.Array  # the last token, which is not yet in the cache
+    length_b: jax.Array  # how many tokens are
+    index_b: jax.Array  # how many tokens the row has drawn
+    top_logprobs_b: jax.Array  # how many of the likeliest tokens are wanted; 0: none
+    settings: Settings
+
+
+class Drawn(NamedTuple):
+    """What a step gives for each row; log probabilities are the model's own, before any setting."""
+
+    token_b: jax.Array
+    logprob_b: jax.Array
+    top_id_bn: jax.Array
+    top_logprob_bn: jax.Array
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def step(
+    config: model.Config, vocab_size: int, params: Any, cache: Caches, seen_bv: jax.Array, rows: Rows
+) -> tuple[Caches, jax.Array, Drawn]:
+    """One token for every row. `vocab_size` is the tokenizer's: ids from there on are never drawn.
+
+    `seen_bv` are the tokens of each row's text so far, for the repetition penalty.
+    """
+    x_b1d, state = model.features(config, params, rows.token_b[:, None], state=State(cache, rows.length_b))
+    assert state is not None
+    logits_bv = model.unembed(config, params, x_b1d)[:, 0]
+    drawable_bv = jnp.where(jnp.arange(logits_bv.shape[-1]) < vocab_size, logits_bv, -jnp.inf)
+    log_bv = sampling.log_distribution(drawable_bv, seen_bv, rows.settings)
+    token_b = sampling.draw(log_bv, sampling.keys(rows.settings.seed_b, rows.index_b))
+    seen_bv = seen_bv | (jnp.arange(seen_bv.shape[-1]) == token_b[:, None])
+    return state.cache, seen_bv, _drawn(logits_bv, token_b, rows.top_logprobs_b)
+
+
+def _drawn(logits_bv: jax.Array, token_b: jax.Array, top_logprobs_b: jax.Array) -> Drawn:
+    total_b1 = jax.nn.logsumexp(logits_bv, axis=-1, keepdims=True)
+    logprob_b = (jnp.take_along_axis(logits_bv, token_b[:, None], axis=-1) - total_b1)[:, 0]
+    n = min(MAX_TOP_LOGPROBS, logits_bv.shape[-1])
+    nothing = (jnp.zeros((len(token_b), n), logits_bv.dtype), jnp.zeros((len(token_b), n), jnp.int32))
+    top_bn, id_bn = jax.lax.cond(jnp.any(top_logprobs_b > 0), lambda: tuple(jax.lax.top_k(logits_bv, n)), lambda: nothing)
+    return Drawn(token_b, logprob_b, id_bn, top_bn - total_b1)
+
+
+class Scores(NamedTuple):
+    """Of each position's next token: its log probability, and whether it is the likeliest."""
+
+    logprob_bt: jax.Array
+    greedy_bt: jax.Array
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(
+    config: model.Config,
+    params: Any,
+    cache: Caches,
+    row_b: jax.Array,
+    length_b: jax.Array,
+    tokens_bt: jax.Array,
+    target_bt: jax.Array,
+) -> tuple[Caches, Scores]:
+    """T tokens of a prompt into one row of each of B equal parts of the cache (-1: none), behind what is there.
+
+    `target_bt` is the token after each position, or -1 where nobody asks for its score. Padding comes last: what
+    it writes lies behind the row's end, where nobody sees it and the next tokens overwrite it.
+    """
+    x_btd, state = model.features(config, params, tokens_bt, state=State(cache, length_b, row_b))
+    assert state is not None
+
+    def score() -> Scores:
+        logits_btv = model.unembed(config, params, x_btd)
+        logprob_btv = jax.nn.log_softmax(logits_btv, axis=-1)
+        target_bt1 = jnp.maximum(target_bt, 0)[..., None]
+        logprob_bt = jnp.take_along_axis(logprob_btv, target_bt1, axis=-1)[..., 0]
+        return Scores(logprob_bt, jnp.argmax(logits_btv, axis=-1) == target_bt)
+
+    def nothing() -> Scores:
+        return Scores(jnp.zeros(target_bt.shape, config.stable_dtype), jnp.zeros(target_bt.shape, bool))
+
+    return state.cache, jax.lax.cond(jnp.any(target_bt >= 0), score, nothing)
+
+
+@partial(jax.jit, static_argnums=3)
+def read_block(cache: Caches, row_b: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Places start to start + size of one row of each of B equal parts of the cache: (B, L, 2, K, size, H)."""
+    blocks = [Cached(layer, jnp.zeros_like(row_b), row_b).block(start, size) for layer in cache]
+    return jnp.stack([jnp.stack(block, axis=1) for block in blocks], axis=1)
+
+
+@partial(jax.jit, donate_argnums=0)
+def write_block(cache: Caches, row_b: jax.Array, start_b: jax.Array, block: jax.Array) -> Caches:
+    """Writes what `read_block` read, the same bits, into one row of each part of the cache (-1: none)."""
+    new = [KeysValues(block[:, i, 0], block[:, i, 1]) for i in range(len(cache))]
+    return tuple(Cached(old, start_b, row_b).append(new[i]).cache for i, old in enumerate(cache))
+
+
+@partial(jax.jit, donate_argnums=0)
+def set_seen(seen_bv: jax.Array, row: jax.Array, seen_v: jax.Array) -> jax.Array:
+    """The tokens of a row's prompt, for its repetition penalty."""
+    return jnp.where(jnp.arange(len(seen_bv))[:, None] == row, seen_v, seen_bv)

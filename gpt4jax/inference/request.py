@@ -1,0 +1,93 @@
+"""What is asked of the engine, and what it answers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt4jax.errors import UserError
+from gpt4jax.inference.programs import MAX_TOP_LOGPROBS
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to continue, or to score.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: of the continuation, at most; 0 only scores the prompt.
+        temperature, top_k, top_p, min_p, repetition_penalty: as `sampling.Settings` has them; temperature 0 is
+            greedy. The penalty is on tokens of the prompt and of the continuation.
+        seed: of this request's draws. Same request and seed, same tokens, whatever runs beside it.
+        stop: texts that end the continuation, which is cut before them.
+        stop_ids: ids that end it, and are not part of it; None: the tokenizer's own.
+        top_logprobs: how many of the likeliest tokens to tell at each place.
+        score_from: log probabilities of prompt[score_from:], each after all tokens before it.
+
+    Raises:
+        UserError: settings that can't be, or that contradict each other.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    stop_ids: frozenset[int] | None = None
+    top_logprobs: int = 0
+    score_from: int | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt):
+            raise UserError("the prompt has no tokens")
+        if self.max_tokens < (self.score_from is None):
+            raise UserError(f"max_tokens is {self.max_tokens}; it must be at least 1 (0 where the prompt is scored)")
+        for name, good, must in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0 (0: all)"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)"),
+            ("seed", 0 <= self.seed < 2**32, "in [0, 2**32)"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"from 0 to {MAX_TOP_LOGPROBS}"),
+        ):
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {must}")
+        cuts = [name for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if getattr(self, name) != off]
+        if self.temperature == 0 and cuts:
+            raise UserError(f"temperature 0 is greedy, so there is nothing for {cuts[0]} to cut; set one of them only")
+        if any(not text for text in self.stop):
+            raise UserError("a stop text is empty")
+        if self.score_from is not None and not 1 <= self.score_from < len(self.prompt):
+            raise UserError(
+                f"score_from is {self.score_from}; it must be at least 1, for the first token follows nothing, and "
+                f"below the prompt's {len(self.prompt)} tokens"
+            )
+
+
+class Event(NamedTuple):
+    """One token of one request, or its end. Texts, put together, are the request's text."""
+
+    request: int  # its number: the order of submission
+    token: int | None = None  # None: no new token, and for one that ended the text
+    logprob: float = 0.0  # of the token, by the model itself: before any sampling setting
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    text: str = ""  # what became certain: characters and stop texts may take more tokens to be
+    finish: str = ""  # "stop" or "length" on the last event
+
+
+class Result(NamedTuple):
+    """All events of a request, put together."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    prompt_logprobs: np.ndarray  # of prompt[score_from:]
+    prompt_greedy: np.ndarray  # whether each of those is the likeliest token at its place

@@ -1,0 +1,95 @@
+"""One request on its way through the engine: what of it is read, drawn and told."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpt4jax.data.tokenizer import Tokenizer
+from gpt4jax.inference.programs import Scores
+from gpt4jax.inference.request import Event, Request, Result
+from gpt4jax.inference.text import TextStream
+
+
+class Slot:
+    """A request's progress. The engine reads `inputs` into a cache, then draws tokens and hands them to `take`.
+
+    The prompt's last token is not among `inputs`: it is what the first step reads, and so a step is the only
+    place where anything is drawn.
+    """
+
+    def __init__(self, number: int, request: Request, tokenizer: Tokenizer | None):
+        self.number, self.request = number, request
+        self.prompt = np.asarray(request.prompt, np.int32)
+        self.done = 0  # tokens in the cache
+        self.drawn = 0
+        self.token = int(self.prompt[-1])  # the next one to go into the cache
+        self._scores = np.zeros(len(self.prompt)), np.zeros(len(self.prompt), bool)
+        self._stop_ids = request.stop_ids
+        if self._stop_ids is None:
+            self._stop_ids = frozenset() if tokenizer is None else tokenizer.stops
+        self._text = None if tokenizer is None else TextStream(tokenizer.pieces, request.stop)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """The tokens to read before the first step."""
+        return self.prompt[:-1]
+
+    @property
+    def reading(self) -> bool:
+        """Whether some of them are still to be read."""
+        return self.done < len(self.inputs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next step draws a token for it."""
+        return not self.reading and self.request.max_tokens > 0
+
+    @property
+    def unscored(self) -> int:
+        """How many of `inputs` may come from a kept beginning: those whose next token nobody wants the score of."""
+        return len(self.inputs) if self.request.score_from is None else self.request.score_from - 1
+
+    def targets(self, count: int) -> np.ndarray:
+        """The tokens after the next `count` inputs where their scores are wanted, else -1."""
+        after = self.prompt[self.done + 1 : self.done + 1 + count]
+        wanted = np.arange(self.done, self.done + len(after)) >= self.unscored
+        return np.where(wanted & (self.request.score_from is not None), after, -1)
+
+    def read(self, count: int, scores: Scores | None) -> list[Event]:
+        """Notes that the next `count` inputs are in the cache, and their scores; the end, if that was all."""
+        if scores is not None:
+            for kept, new in zip(self._scores, scores, strict=True):
+                kept[self.done + 1 : self.done + 1 + count] = new[:count]
+        self.done += count
+        return [] if self.reading or self.request.max_tokens else [Event(self.number, finish="length")]
+
+    def take(self, token: int, logprob: float, top_logprobs: Iterable[tuple[int, float]]) -> Event:
+        """The event of one drawn token, which is the next to go into the cache."""
+        self.done += 1
+        self.drawn += 1
+        self.token = token
+        if token in self._stop_ids:
+            return Event(self.number, text=self._text.end() if self._text else "", finish="stop")
+        text = self._text.feed(token) if self._text else ""
+        finish = ""
+        if self._text and self._text.stopped:
+            finish = "stop"
+        elif self.drawn == self.request.max_tokens:
+            finish = "length"
+            text += self._text.end() if self._text else ""
+            # The last held-back characters may complete a stop text only with more of them: never here.
+        return Event(self.number, token, logprob, tuple(top_logprobs), text, finish)
+
+    def result(self, events: Iterable[Event]) -> Result:
+        """All events of this request put together."""
+        told = [event for event in events if event.token is not None]
+        from_ = len(self.prompt) if self.request.score_from is None else self.request.score_from
+        return Result(
+            tokens=tuple(event.token for event in told if event.token is not None),
+            text="".join(event.text for event in events),
+            finish=next((event.finish for event in events if event.finish), ""),
+            logprobs=tuple(event.logprob for event in told),
+            top_logprobs=tuple(event.top_logprobs for event in told),
+            prompt_logprobs=self._scores[0][from_:],
+            prompt_greedy=self._scores[1][from_:],
+        )
