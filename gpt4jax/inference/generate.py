@@ -1,6 +1,6 @@
 """The decode loop: one prompt through a KV cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -24,10 +24,10 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: int | None = None,
+    stop: Collection[int] = (),
     vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """Yields up to `max_tokens` ids that continue the prompt, ending early after (and without) `stop`.
+    """Yields up to `max_tokens` ids that continue the prompt, ending early at one of `stop`, without it.
 
     Prompts and caches are padded to powers of two, so that few programs are compiled. Token i is drawn
     with a key that depends on (seed, i) alone. `vocab_size` is the tokenizer's, where the model's is padded:
@@ -53,7 +53,7 @@ def generate(
     for i in range(max_tokens):
         token_b = _choose(logits_bv[:, :vocab_size], jax.random.fold_in(key, i), *settings)
         token = int(token_b[0])
-        if token == stop:
+        if token in stop:
             return
         yield token
         if i + 1 < max_tokens:

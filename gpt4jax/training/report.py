@@ -29,12 +29,12 @@ def describe(model_config, mesh, config) -> str:
 
 def sample(model_config, params, tokenizer, config) -> str:
     """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches."""
-    prompt = [tokenizer.end, *tokenizer.encode(config.eval.sample_prompt)][: model_config.max_seq_len - 1]
+    prompt = tokenizer.prompt(config.eval.sample_prompt)[: model_config.max_seq_len - 1]
     room = model_config.max_seq_len - len(prompt)
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
     ids = generate(
         model_config, params, prompt, min(config.eval.sample_tokens, room),
-        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.end, vocab_size=tokenizer.vocab_size,
+        temperature=0.8, top_p=0.95, seed=config.seed, stop=tokenizer.stops, vocab_size=tokenizer.vocab_size,
     )  # fmt: skip
     return f"--- a sample\n{config.eval.sample_prompt}{tokenizer.decode(ids)}\n---"
 

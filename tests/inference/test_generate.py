@@ -37,7 +37,7 @@ def test_seeds_stops_and_limits():
     assert run(seed=1, top_k=1) == run(temperature=0.0)
     assert run(seed=1, top_p=1e-6) == run(temperature=0.0)
     whole = run(seed=3)
-    assert run(seed=3, stop=whole[5]) == whole[: whole.index(whole[5])]
+    assert run(seed=3, stop=[whole[5]]) == whole[: whole.index(whole[5])]
     assert list(itertools.islice(generate(config, params, [1, 2], 30, seed=3), 20)) == whole
     with pytest.raises(UserError, match="2 tokens and 31 more exceed the model's max_seq_len 32"):
         next(generate(config, params, [1, 2], 31))
