@@ -1,6 +1,7 @@
 """Tokenizers that come with weights: `tokenizer.json` and the files beside it, as Hugging Face has them."""
 
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -94,6 +95,8 @@ def from_json(
     if add_bos is not None and bool(add_bos and bos) != bool(start):
         fast.post_processor = tokenizer_json.prefixed(bos if add_bos else None, special.get(bos or ""))
         text, start = fast.to_str(), _start(fast)
+    pieces = _pieces(fast, text, set(special.values()), where)
+    stops = [i for i in stops if i < len(pieces)]  # a config's default may lie outside, where no token is
     ends = [special[token] for token in (*_END_OF_DOCUMENT, roles.get("eos_token", "")) if token in special]
     if not ends and not stops:
         raise UserError(f"{where} names no token that ends a text: no eos_token in {CONFIG} or config.json")
@@ -108,7 +111,7 @@ def from_json(
 
     rules = json.dumps([text, start, ends, sorted(all_stops)])
     return Tokenizer(
-        WEIGHTS, _pieces(fast, text, set(special.values()), where), (ends or sorted(stops))[0], encode_batch,
+        WEIGHTS, pieces, (ends or sorted(stops))[0], encode_batch,
         encode_markup, hashlib.sha256(rules.encode()).hexdigest()[:16], special=special, start=start,
         stops=all_stops or frozenset(ends[:1]), roles=roles, json=lambda: text, chat_template=template,
     )  # fmt: skip
@@ -116,9 +119,11 @@ def from_json(
 
 def _start(fast) -> tuple[int, ...]:
     """What the post-processor puts before a text."""
-    plain, full = (fast.encode("a", add_special_tokens=add).ids for add in (False, True))
-    first = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
-    return tuple(full[:first])
+    texts = itertools.chain("a", (fast.decode([i]) for i in range(fast.get_vocab_size())))
+    text = next((text for text in texts if fast.encode(text, add_special_tokens=False).ids), "")
+    encoding = fast.encode(text, add_special_tokens=True)
+    before = itertools.takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+    return tuple(i for i, _ in before)
 
 
 def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:

@@ -152,7 +152,9 @@ def tokenizers_part(tokenizer, folder: pathlib.Path, path: pathlib.Path) -> bool
             if theirs.encode(text, add_special_tokens=False, split_special_tokens=True) != tokenizer.encode(text)
         ]  # fmt: skip
         markup = [t for t in MARKUP if theirs.encode(t, add_special_tokens=False) != tokenizer.encode_markup(t)]
-        print(f"ids beside AutoTokenizer on {where}: {len(wrong)} of {len(texts)} texts differ, {len(markup)} of markup")
+        print(
+            f"ids beside AutoTokenizer on {where}: {len(wrong)} of {len(texts)} texts differ, {len(markup)} of markup"
+        )
         if wrong and where == "the GGUF file":
             # transformers 5.18 leaves out this file's pre-tokenizer, which cuts at digits first: "a  1".
             ids = [(tokenizer.encode(texts[i]), theirs.encode(texts[i], split_special_tokens=True)) for i in wrong]
