@@ -23,6 +23,7 @@ def default() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0  # of initial parameters, row order and dropout
     c.num_steps = 1000  # optimizer steps of the whole run
+    c.init_from = ""  # parameters to start from: weights (as --weights takes them) or another run's workdir
     c.batch_size = 8  # rows of one optimizer step, over all devices and micro-batches
 
     c.model = m = ml_collections.ConfigDict()
@@ -38,6 +39,14 @@ def default() -> ml_collections.ConfigDict:
     m.norm_eps = 1e-5  # added to the variance
     m.position = "learned"  # or "rope": rotary
     m.rope_theta = 10_000.0  # base of the rotary frequencies
+    m.rope_scaling = "none"  # of frequencies, for rows longer than trained on: "linear", "llama3", "yarn"
+    m.rope_factor = 1.0  # how many times longer
+    m.rope_original_max_len = 0  # tokens in a row before scaling (llama3, yarn)
+    m.rope_low_freq_factor = 1.0  # llama3: below this many turns in rope_original_max_len, divided by the factor
+    m.rope_high_freq_factor = 4.0  # llama3: above this many, left as they are
+    m.rope_beta_fast = 32.0  # yarn: above this many turns, left as they are
+    m.rope_beta_slow = 1.0  # yarn: below this many, divided by the factor
+    m.rope_attention_factor = 0.0  # yarn: cosine and sine times this; 0: the paper's 0.1 ln(rope_factor) + 1
     m.activation = "gelu"  # or "swiglu"
     m.use_bias = True  # biases of the linear layers
     m.tie_embeddings = True  # one matrix for token embedding and output
@@ -55,7 +64,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.dataset = "python_stdlib"  # or "folder:PATH", "jsonl:PATH", or a TFDS name prepared as ArrayRecord
-    d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "bpe:SIZE"
+    d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row
     d.train_split = "train"  # split names of a TFDS set
     d.eval_split = "eval"  # held out

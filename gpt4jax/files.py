@@ -1,7 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import pathlib
+from typing import Any
+
+from gpt4jax.errors import UserError
 
 
 def replace(path: pathlib.Path, data: bytes | str) -> None:
@@ -10,3 +14,20 @@ def replace(path: pathlib.Path, data: bytes | str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(data.encode() if isinstance(data, str) else data)
     part.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file's JSON object, or an empty one where there is no file.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return loaded

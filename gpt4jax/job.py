@@ -22,6 +22,42 @@ def config_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.model.num_layers=4"
 
 
+def model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --workdir and --weights, of which one must be given."""
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("--workdir", type=pathlib.Path, help="a run of gpt4jax.train")
+    one.add_argument(
+        "--weights",
+        help="a folder of safetensors, a .gguf file, an id of the Hugging Face hub, smollm2-135m-instruct",
+    )
+
+
+def load_model(flags: argparse.Namespace, dtype: str = ""):
+    """The decoder, tokenizer and parameters that --workdir or --weights names: a `weights.Loaded` on one device.
+
+    Of a run: those of its newest sound checkpoint. `dtype` as in `weights.load`; a run's are as they were trained.
+
+    Raises:
+        UserError: there is no such run or there are no such weights.
+    """
+    from gpt4jax import config as configuration
+    from gpt4jax import weights
+    from gpt4jax.data import tokenizer
+    from gpt4jax.training.checkpoint import load_params
+
+    if flags.weights is not None:
+        return weights.load(flags.weights, cache_dir=cache_dir(""), dtype=dtype, say=say)
+    workdir = flags.workdir.expanduser()
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} is no run of gpt4jax: it has no config.json")
+    config = configuration.from_json(workdir / "config.json")
+    model_config = configuration.model_config(config)
+    tok = tokenizer.of_run(config.data.tokenizer, workdir, cache_dir(config.data.cache_dir))
+    step, params = load_params(workdir, model_config, say)
+    say(f"step {step} of {workdir}")
+    return weights.Loaded(model_config, params, tok, workdir)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the config overrides as KEY=VALUE. A flag that does not exist exits with status 2."""
     rest: list[str] = []

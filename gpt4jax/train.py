@@ -37,13 +37,13 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, metrics, optimizer, report, signals, step
+    from gpt4jax.training import checkpoint, init_from, metrics, optimizer, report, signals, step
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
     from gpt4jax.training.loop import Loop
 
-    start = time.monotonic()
+    began = time.monotonic()
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
     workdir = workdir.expanduser().absolute()
@@ -60,11 +60,13 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     except ValueError as error:
         raise UserError(str(error)) from error
+    cache_dir = job.cache_dir(config.data.cache_dir)
+    start = init_from.find(config, model_config, workdir, cache_dir, job.say)
     workdirs.open_workdir(workdir, config)
     job.say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
 
     # --- Data: tokenized once, then cached.
-    data = text.load(config.data, model_config.vocab_size, job.cache_dir(config.data.cache_dir), job.say)
+    data = text.load(config.data, model_config.vocab_size, cache_dir, job.say, start.tokenizer)
     if max(checkpoint.saved_steps(workdir), default=0) > config.num_steps:
         raise UserError(
             f"{workdir} is at step {checkpoint.saved_steps(workdir)[-1]}, past num_steps {config.num_steps}"
@@ -89,7 +91,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     held = partition.bytes_per_device(states.abstract_state(model_config, tx), shardings)
     job.say(f"parameters and moments: {held / 2**20:,.1f} MiB a device")
 
-    # --- State: restored in the order that checkpoint.py writes down, or drawn from the seed.
+    # --- State: restored in the order that checkpoint.py writes down, or taken from weights, or drawn from the seed.
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states.abstract_state(model_config, tx), shardings,
@@ -97,6 +99,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     with contextlib.ExitStack() as stack:  # whatever happens, a save that has begun is finished
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config.checkpoint.keep)))
         state = checkpoints.restore(abstract, job.say)
+        if state is None and start.place is not None:
+            new_state = jax.jit(partial(states.started_from, optimizer=tx), out_shardings=shardings, donate_argnums=0)
+            state = new_state(start.place(shardings.params))
         if state is None:
             state = jax.jit(partial(states.new_state, model_config, tx, config.seed), out_shardings=shardings)()
         first_step = int(state.step)
@@ -123,7 +128,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
     if config.eval.sample_prompt and jax.process_count() == 1:
         print(report.sample(model_config, state.params, data.tokenizer, config), flush=True)
-    print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - start, workdir))
+    print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - began, workdir))
     return 0
 
 

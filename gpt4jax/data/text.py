@@ -16,8 +16,16 @@ class TextData(NamedTuple):
     facts: dict[str, Any]
 
 
-def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[str], None]) -> TextData:
+def load(
+    options: Any,
+    vocab_size: int,
+    cache_dir: pathlib.Path,
+    say: Callable[[str], None],
+    foreign: tokenizer.Tokenizer | None = None,
+) -> TextData:
     """Prepares what is not yet prepared, and says what was left out or split.
+
+    `foreign` is the tokenizer of weights, in place of the one that the options name.
 
     Raises:
         UserError: no such data set or tokenizer, no usable document, a vocabulary above the model's.
@@ -36,7 +44,7 @@ def load(options: Any, vocab_size: int, cache_dir: pathlib.Path, say: Callable[[
             if size >= tokenizer.BPE_TRAIN_BYTES:
                 return
 
-    tok = tokenizer.get(options.tokenizer, cache_dir, train_texts, corpus.fingerprint)
+    tok = foreign or tokenizer.get(options.tokenizer, cache_dir, train_texts, corpus.fingerprint)
     if tok.vocab_size > vocab_size:
         raise UserError(f"tokenizer {tok.name} has {tok.vocab_size} ids, above model.vocab_size {vocab_size}")
     folder = cache.cache_folder(cache_dir, corpus.name, corpus.fingerprint, tok, options.shard_bytes)

@@ -1,19 +1,25 @@
-"""Tokenizers: raw bytes, BPE trained on the corpus, and the published GPT-2 and GPT-4 vocabularies."""
+"""Tokenizers: raw bytes, BPE trained on the corpus, and the published GPT-2 and GPT-4 vocabularies.
+
+Those that come with foreign weights are in `foreign.py`.
+"""
 
 import base64
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from gpt4jax import files
+from gpt4jax.data import tokenizer_json
 from gpt4jax.data.fetch import Pinned, fetch
 from gpt4jax.errors import UserError
 
-END = "<|endoftext|>"
+END = tokenizer_json.END
+WEIGHTS = "weights"  # data.tokenizer: the tokenizer of the weights that a run starts from
 TRAINED_FILE = "tokenizer.json"  # in a run's workdir
 BPE_TRAIN_BYTES = 2**26  # of text that a BPE vocabulary is trained on: the first documents of the train split
 
@@ -42,12 +48,21 @@ GPT2_IDS = Pinned(
 class Tokenizer:
     """A lossless tokenizer: the concatenated `pieces` of a text's tokens are its UTF-8 bytes.
 
+    A foreign one may be less than that: where it normalizes a text or lacks a byte, preparing data with it fails.
+
     Attributes:
         name: as the config has it.
-        pieces: the bytes of each token; the end-of-text token's are empty.
-        end: the id of the end-of-text token, which ends every document and starts every prompt.
+        pieces: the bytes of each token; those of special tokens, and of ids that no token has, are empty.
+        end: the id of the end-of-text token, which ends every document.
         encode_batch: texts to lists of ids; special tokens' names in a text are ordinary text.
+        encode_markup: one text to ids; special tokens' names in it are those tokens (a rendered chat template's).
         fingerprint: sha256 of the vocabulary and its rules.
+        special: the special tokens by name.
+        start: the ids that every prompt starts with; our own tokenizers: the end of text.
+        stops: the ids that end a generated text.
+        roles: "bos_token", "eos_token" and so on to special tokens' names, as chat templates want them.
+        json: gives the same tokenizer as a `tokenizer.json`.
+        chat_template: a Jinja template, if one came with it.
         file: what a trained tokenizer was loaded from.
     """
 
@@ -55,12 +70,19 @@ class Tokenizer:
     pieces: tuple[bytes, ...]
     end: int
     encode_batch: Callable[[Sequence[str]], list[list[int]]]
+    encode_markup: Callable[[str], list[int]]
     fingerprint: str
+    special: Mapping[str, int]
+    start: tuple[int, ...]
+    stops: frozenset[int]
+    roles: Mapping[str, str]
+    json: Callable[[], str]
+    chat_template: str | None = None
     file: pathlib.Path | None = None
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end-of-text token among them."""
+        """Number of ids, the special tokens among them."""
         return len(self.pieces)
 
     @property
@@ -71,6 +93,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
         return self.encode_batch([text])[0]
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue: `start` and the text."""
+        return [*self.start, *self.encode(text)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some tokens, which need not be whole characters."""
@@ -99,13 +125,19 @@ def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], 
         if not path.is_file():
             train_bpe(train(), int(size), path)
         return load_bpe(path)
+    if name == WEIGHTS:
+        raise UserError("data.tokenizer=weights is that of the weights which --config.init_from names; it names none")
     raise UserError(
-        f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2 or cl100k_base"
+        f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2, cl100k_base or weights"
     )
 
 
 def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokenizer:
     """The tokenizer that a run was trained with: a trained one lies in its workdir (`keep`)."""
+    if name == WEIGHTS:
+        from gpt4jax.data import foreign  # which imports this module
+
+        return foreign.read(workdir)
     if not name.startswith("bpe:"):
         return get(name, cache_dir, tuple, "")
     path = workdir / TRAINED_FILE
@@ -115,15 +147,37 @@ def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokeniz
 
 
 def keep(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
-    """Copies a trained tokenizer into a run's workdir, which needs no cache from then on."""
-    if tokenizer.file is not None:
+    """Copies a trained or a foreign tokenizer into a run's workdir, which needs no cache or weights from then on."""
+    if tokenizer.name == WEIGHTS:
+        from gpt4jax.data import foreign
+
+        foreign.write(tokenizer, workdir)
+    elif tokenizer.file is not None:
         files.replace(workdir / TRAINED_FILE, tokenizer.file.read_bytes())
+
+
+def _own(name: str, pieces: Sequence[bytes], end: int, encode_batch, fingerprint: str, json, file=None) -> Tokenizer:
+    """One of our own tokenizers: the end of text is its only special token."""
+
+    def encode_markup(text: str) -> list[int]:
+        first, *others = encode_batch(text.split(END))
+        return first + [token for part in others for token in (end, *part)]
+
+    return Tokenizer(
+        name, tuple(pieces), end, encode_batch, encode_markup, fingerprint, special={END: end}, start=(end,),
+        stops=frozenset({end}), roles={"bos_token": END, "eos_token": END}, json=json, file=file,
+    )  # fmt: skip
 
 
 def from_bytes() -> Tokenizer:
     """256 bytes and the end of text."""
     pieces = (*(bytes([i]) for i in range(256)), b"")
-    return Tokenizer("bytes", pieces, 256, lambda texts: [list(text.encode()) for text in texts], _short("bytes"))
+
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    json = partial(tokenizer_json.of_ranks, {piece: i for i, piece in enumerate(pieces[:256])}, 256, None)
+    return _own("bytes", pieces, 256, encode_batch, _short("bytes"), json)
 
 
 def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
@@ -151,22 +205,15 @@ def load_bpe(path: pathlib.Path) -> Tokenizer:
     text = path.read_text()
     fast = Fast.from_str(text)
     fast.encode_special_tokens = True
-    byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+    byte_of = {char: byte for byte, char in enumerate(tokenizer_json.ALPHABET)}
     vocabulary = sorted(fast.get_vocab().items(), key=lambda item: item[1])
     pieces = tuple(b"" if token == END else bytes(byte_of[char] for char in token) for token, _ in vocabulary)
 
     def encode_batch(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
 
-    end = pieces.index(b"")
-    return Tokenizer(f"bpe:{len(pieces)}", pieces, end, encode_batch, _short(text), path)
-
-
-def _byte_alphabet() -> list[str]:
-    """GPT-2's printable stand-in for each byte: itself if printable Latin-1, else the next of U+0100 onwards."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    json = partial(tokenizer_json.started, text)
+    return _own(f"bpe:{len(pieces)}", pieces, pieces.index(b""), encode_batch, _short(text), json, path)
 
 
 def _tiktoken(name: str, pattern: str, ranks: dict[bytes, int], end: int) -> Tokenizer:
@@ -177,14 +224,16 @@ def _tiktoken(name: str, pattern: str, ranks: dict[bytes, int], end: int) -> Tok
     for piece, rank in ranks.items():
         pieces[rank] = piece
     digest = hashlib.sha256(b"\0".join(pieces)).hexdigest()
-    return Tokenizer(
-        name, tuple(pieces), end, lambda texts: [encoding.encode_ordinary(text) for text in texts], _short(digest)
-    )
+
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.encode_ordinary(text) for text in texts]
+
+    return _own(name, pieces, end, encode_batch, _short(digest), partial(tokenizer_json.of_ranks, ranks, end, pattern))
 
 
 def _gpt2(cache_dir: pathlib.Path) -> Tokenizer:
     ids = json.loads(fetch(GPT2_IDS, cache_dir).read_text())
-    byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+    byte_of = {char: byte for byte, char in enumerate(tokenizer_json.ALPHABET)}
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in ids.items() if token != END}
     # tiktoken merges by id; that this is the published order of merges is checked, not assumed.
     merges = fetch(GPT2_MERGES, cache_dir).read_text().splitlines()[1:]

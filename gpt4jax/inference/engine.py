@@ -101,6 +101,16 @@ class Engine:
         requests = [Request([*before, *after], max_tokens=0, score_from=len(before)) for before, after in pairs]
         return [(float(r.prompt_logprobs.sum()), bool(r.prompt_greedy.all())) for r in self.generate(requests)]
 
+    def warm_up(self) -> None:
+        """Compiles every program there is, so that no request waits for one."""
+        longest = min(2 * self._chunk, self.max_len - 1)
+        size = longest
+        while size:
+            # Twice: the second time it begins with a kept block.
+            for _ in range(2):
+                self.generate([Request([0] * size, 1, temperature=0.0, repetition_penalty=2.0)])
+            size //= 2
+
     def submit(self, request: Request) -> int:
         """Queues a request and gives its number, which its events bear.
 

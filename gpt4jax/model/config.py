@@ -9,6 +9,7 @@ from gpt4jax.model import masks
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "rope"),
+    "rope_scaling": ("none", "linear", "llama3", "yarn"),
     "activation": ("gelu", "swiglu"),
     "layers": ("scan", "unroll"),
     "remat": ("none", "dots", "full"),
@@ -40,6 +41,14 @@ class Config:
     norm_eps: float = 1e-5
     position: str = "learned"
     rope_theta: float = 10_000.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_original_max_len: int = 0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
+    rope_attention_factor: float = 0.0
     activation: str = "gelu"
     use_bias: bool = True
     tie_embeddings: bool = True
@@ -61,12 +70,13 @@ class Config:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and field.name != "loss_chunk_len" and value < 1:
+            if field.type is int and field.name not in ("loss_chunk_len", "rope_original_max_len") and value < 1:
                 raise ValueError(f"model.{field.name} is {value}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.position == "rope" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
+        self._check_rope_scaling()
         if not self.attention or self.num_layers % len(self.attention):
             raise ValueError(
                 f"model.attention has a cycle of {len(self.attention)} patterns, "
@@ -78,6 +88,33 @@ class Config:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.loss_chunk_len < 0:
             raise ValueError(f"model.loss_chunk_len is {self.loss_chunk_len}; it must be 0 (whole rows) or more")
+
+    def _check_rope_scaling(self) -> None:
+        if self.rope_scaling == "none":
+            return
+        if self.position != "rope":
+            raise ValueError(f"model.rope_scaling {self.rope_scaling!r} needs position='rope', not {self.position!r}")
+        if not self.rope_factor >= 1:
+            raise ValueError(f"model.rope_factor is {self.rope_factor}; it must be at least 1")
+        if self.rope_scaling != "linear" and self.rope_original_max_len < 1:
+            raise ValueError(
+                f"model.rope_scaling {self.rope_scaling!r} needs model.rope_original_max_len, the length that the "
+                f"model was trained for before scaling; it is {self.rope_original_max_len}"
+            )
+        if self.rope_scaling == "llama3" and not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor:
+            raise ValueError(
+                f"model.rope_low_freq_factor {self.rope_low_freq_factor} must be positive and below "
+                f"rope_high_freq_factor {self.rope_high_freq_factor}"
+            )
+        if self.rope_scaling == "yarn" and not 0 < self.rope_beta_slow < self.rope_beta_fast:
+            raise ValueError(
+                f"model.rope_beta_slow {self.rope_beta_slow} must be positive and below "
+                f"rope_beta_fast {self.rope_beta_fast}"
+            )
+        if self.rope_attention_factor < 0:
+            raise ValueError(
+                f"model.rope_attention_factor is {self.rope_attention_factor}; it must be 0 (the paper's) or more"
+            )
 
     @property
     def compute_dtype(self) -> jnp.dtype:

@@ -142,7 +142,7 @@ def forward(
         position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
         x_btd += position_td[positions_bt].astype(config.compute_dtype)
     else:
-        cos_sin = position.rope_angles(positions_bt, config.head_dim, config.rope_theta, config.stable_dtype)
+        cos_sin = position.rope_angles(config, positions_bt)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin)

@@ -145,17 +145,22 @@ class Checkpoints:
         self._in_words(self._manager.close)
 
 
-def load_params(workdir: pathlib.Path, config: model.Config, say: Callable[[str], None]) -> tuple[int, Params]:
-    """(step, parameters) of the newest sound checkpoint on one device; changes nothing in the workdir.
+def load_params(
+    workdir: pathlib.Path, config: model.Config, say: Callable[[str], None], shardings: Any = None
+) -> tuple[int, Params]:
+    """(step, parameters) of the newest sound checkpoint; changes nothing in the workdir.
+
+    They are laid out as `shardings`, a tree in their structure, says; None: on one device.
 
     Raises:
         UserError: there is none.
     """
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: model.init(config, jax.random.key(0))),
-    )
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes, jax.tree.map(lambda _: place, shapes) if shardings is None else shardings,
+    )  # fmt: skip
     folder = workdir / "checkpoints"
     for step in reversed(saved_steps(workdir)):
         reason = damage(folder / str(step))

@@ -30,12 +30,10 @@ def describe(model_config, mesh, config) -> str:
 
 def sample(model_config, params, tokenizer, config) -> str:
     """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches."""
-    prompt = [tokenizer.end, *tokenizer.encode(config.eval.sample_prompt)][: model_config.max_seq_len - 1]
+    prompt = tokenizer.prompt(config.eval.sample_prompt)[: model_config.max_seq_len - 1]
     max_tokens = min(config.eval.sample_tokens, model_config.max_seq_len - len(prompt))
     params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
-    engine = Engine(
-        model_config, params, tokenizer=tokenizer, rows=1, max_len=len(prompt) + max_tokens, consume=True
-    )
+    engine = Engine(model_config, params, tokenizer=tokenizer, rows=1, max_len=len(prompt) + max_tokens, consume=True)
     request = Request(prompt, max_tokens, temperature=0.8, top_p=0.95, seed=config.seed)
     return f"--- a sample\n{config.eval.sample_prompt}{engine.generate([request])[0].text}\n---"
 

@@ -22,7 +22,11 @@ class TrainState(NamedTuple):
 
 def new_state(config: model.Config, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step, a pure function of the seed."""
-    params = model.init(config, jax.random.key(seed))
+    return started_from(model.init(config, jax.random.key(seed)), optimizer)
+
+
+def started_from(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step from given parameters."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

@@ -43,7 +43,7 @@ def from_hugging_face(config, weights):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_those_of_transformers(name):
     config = CONFIGS[name]
-    weights = {key.partition("/")[2]: RECORDED[key] for key in RECORDED if key.startswith(name)}
+    weights = {key.partition("/")[2]: RECORDED[key] for key in RECORDED if key.startswith(name + "/")}
     params = from_hugging_face(config, weights)
     logits = apply(config, params, weights["tokens"])
     scale = np.abs(weights["logits"]).max()

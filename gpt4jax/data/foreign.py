@@ -1,0 +1,155 @@
+"""Tokenizers that come with weights: `tokenizer.json` and the files beside it, as Hugging Face has them."""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from gpt4jax import files
+from gpt4jax.data import tokenizer_json
+from gpt4jax.data.tokenizer import WEIGHTS, Tokenizer
+from gpt4jax.errors import UserError
+
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Chat models end an answer with another token than the one that ends a document.
+_END_OF_DOCUMENT = (tokenizer_json.END, "<|end_of_text|>")
+
+
+def read(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a folder of weights, or of a run that keeps one.
+
+    Raises:
+        UserError: there is none, it is damaged, or of a kind that is not supported.
+    """
+    if not (folder / FILE).is_file():
+        raise UserError(f"{folder} has no {FILE}")
+    settings = files.read_json(folder / CONFIG)
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    if (folder / TEMPLATE).is_file():
+        template = (folder / TEMPLATE).read_text()
+    stops: list[int] = []
+    for name in ("config.json", GENERATION):
+        stated = files.read_json(folder / name).get("eos_token_id")
+        stops += stated if isinstance(stated, list) else [] if stated is None else [stated]
+    roles = {role: settings[role] for role in ROLES if settings.get(role)}
+    roles = {role: token["content"] if isinstance(token, dict) else token for role, token in roles.items()}
+    text = (folder / FILE).read_text()
+    return from_json(text, roles, stops, add_bos=settings.get("add_bos_token"), template=template, where=folder / FILE)
+
+
+def write(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """Writes a tokenizer, our own too, such that `read` and transformers' AutoTokenizer give it back."""
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    files.replace(folder / FILE, tokenizer.json())
+    files.replace(folder / CONFIG, json.dumps(settings | dict(tokenizer.roles), indent=2) + "\n")
+    generation: dict[str, Any] = {"eos_token_id": sorted(tokenizer.stops)}
+    if bos := tokenizer.roles.get("bos_token"):
+        generation["bos_token_id"] = tokenizer.special[bos]
+    if pad := tokenizer.roles.get("pad_token"):
+        generation["pad_token_id"] = tokenizer.special[pad]
+    files.replace(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+    if tokenizer.chat_template is not None:
+        files.replace(folder / TEMPLATE, tokenizer.chat_template)
+
+
+def from_json(
+    text: str,
+    roles: Mapping[str, str],
+    stops: Collection[int],
+    *,
+    add_bos: bool | None,
+    template: str | None,
+    where: Any,
+) -> Tokenizer:
+    """A tokenizer from the text of a `tokenizer.json`.
+
+    Args:
+        text: the JSON.
+        roles: "bos_token" and so on to tokens.
+        stops: ids that end a generated text, besides the eos_token.
+        add_bos: whether a text starts with the bos_token; None: as the JSON's post-processor says.
+        template: the chat template.
+        where: what it came from, for errors.
+
+    Raises:
+        UserError: it is damaged, of a kind that is not supported, or has no token that ends a text.
+    """
+    from tokenizers import Tokenizer as Fast
+
+    try:
+        fast, markup = Fast.from_str(text), Fast.from_str(text)
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"{where} is no tokenizer that the `tokenizers` library can read: {error}") from error
+    special = {token.content: i for i, token in fast.get_added_tokens_decoder().items() if token.special}
+    roles = {role: token for role, token in roles.items() if fast.token_to_id(token) is not None}
+    special |= {token: i for token in roles.values() if (i := fast.token_to_id(token)) is not None}
+    bos = roles.get("bos_token")
+    start = _start(fast)
+    if add_bos is not None and bool(add_bos and bos) != bool(start):
+        fast.post_processor = tokenizer_json.prefixed(bos if add_bos else None, special.get(bos or ""))
+        text, start = fast.to_str(), _start(fast)
+    pieces = _pieces(fast, text, set(special.values()), where)
+    stops = [i for i in stops if i < len(pieces)]  # a config's default may lie outside, where no token is
+    ends = [special[token] for token in (*_END_OF_DOCUMENT, roles.get("eos_token", "")) if token in special]
+    if not ends and not stops:
+        raise UserError(f"{where} names no token that ends a text: no eos_token in {CONFIG} or config.json")
+    all_stops = frozenset(stops) | ({special[roles["eos_token"]]} if "eos_token" in roles else set())
+    fast.encode_special_tokens = True
+
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_markup(text: str) -> list[int]:
+        return markup.encode(text, add_special_tokens=False).ids
+
+    rules = json.dumps([text, start, ends, sorted(all_stops)])
+    return Tokenizer(
+        WEIGHTS, pieces, (ends or sorted(stops))[0], encode_batch,
+        encode_markup, hashlib.sha256(rules.encode()).hexdigest()[:16], special=special, start=start,
+        stops=all_stops or frozenset(ends[:1]), roles=roles, json=lambda: text, chat_template=template,
+    )  # fmt: skip
+
+
+def _start(fast) -> tuple[int, ...]:
+    """What the post-processor puts before a text."""
+    texts = itertools.chain("a", (fast.decode([i]) for i in range(fast.get_vocab_size())))
+    text = next((text for text in texts if fast.encode(text, add_special_tokens=False).ids), "")
+    encoding = fast.encode(text, add_special_tokens=True)
+    before = itertools.takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+    return tuple(i for i, _ in before)
+
+
+def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:
+    """The bytes that each id stands for."""
+    decoder = json.loads(text).get("decoder") or {}
+    kinds = {one["type"] for one in decoder.get("decoders", [decoder]) if "type" in one}
+    if "ByteLevel" in kinds:
+        byte_of = {char: bytes([byte]) for byte, char in enumerate(tokenizer_json.ALPHABET)}
+
+        # Characters outside the alphabet stand for themselves, as in the library's decoder: a placeholder's do.
+        def piece(token: str) -> bytes:
+            return b"".join(byte_of.get(char, char.encode()) for char in token)
+    elif "ByteFallback" in kinds or "Metaspace" in kinds:
+
+        def piece(token: str) -> bytes:
+            if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+                return bytes.fromhex(token[3:5])
+            return token.replace("▁", " ").encode()
+    else:
+        raise UserError(
+            f"{where} is neither a byte-level nor a SentencePiece tokenizer (its decoder: {kinds or 'none'})"
+        )
+    vocabulary = fast.get_vocab(with_added_tokens=True)
+    added = fast.get_added_tokens_decoder()
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    for token, i in vocabulary.items():
+        if i not in special:
+            pieces[i] = token.encode() if i in added else piece(token)
+    return tuple(pieces)

@@ -1,0 +1,82 @@
+"""Starting a run from weights, or from another run's parameters."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gpt4jax import config as configuration
+from gpt4jax import model, weights
+from gpt4jax.data import foreign, tokenizer
+from gpt4jax.errors import UserError
+from gpt4jax.model.parameters import Params
+from gpt4jax.training import checkpoint
+from gpt4jax.weights import layout
+
+# How a decoder is computed or trained, not which function of its parameters it is.
+_FREE = ("dropout", "init_std", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
+
+
+class Start(NamedTuple):
+    """Where a run's parameters come from: `place(shardings)` gives them, None stands for the seed or a checkpoint.
+
+    `tokenizer` is that of the weights, where the run uses it.
+    """
+
+    place: Callable[[Any], Params] | None
+    tokenizer: tokenizer.Tokenizer | None
+
+
+def find(
+    config: Any, model_config: model.Config, workdir: pathlib.Path, cache_dir: pathlib.Path, say: Callable[[str], None]
+) -> Start:
+    """What `init_from` and `data.tokenizer` ask for, checked; a run that has a checkpoint needs only what it kept.
+
+    Raises:
+        UserError: there is nothing of that name, or a decoder of another shape than the run's.
+    """
+    own = config.data.tokenizer == tokenizer.WEIGHTS
+    if checkpoint.saved_steps(workdir):
+        return Start(None, foreign.read(workdir) if own else None)
+    if not config.init_from:
+        return Start(None, None)
+    place: Callable[[Any], Params]
+    source = pathlib.Path(config.init_from).expanduser()
+    if (source / "checkpoints").is_dir():
+        old = configuration.from_json(source / "config.json")
+        _check(config.init_from, model_config, configuration.model_config(old))
+        tok = _as_foreign(tokenizer.of_run(old.data.tokenizer, source, cache_dir)) if own else None
+
+        def place(shardings: Any) -> Params:
+            return checkpoint.load_params(source, model_config, say, shardings)[1]
+    else:
+        opened = weights.open_weights(config.init_from, cache_dir=cache_dir)
+        _check(config.init_from, model_config, opened.config)
+        tok = opened.tokenizer if own else None
+        if own and tok is None:
+            raise UserError(f"data.tokenizer=weights, but {opened.source} has no {foreign.FILE}")
+
+        def place(shardings: Any) -> Params:
+            return layout.place(model_config, opened.tensors, shardings)
+
+    say(f"parameters from {config.init_from}")
+    return Start(place, tok)
+
+
+def _as_foreign(tok: tokenizer.Tokenizer) -> tokenizer.Tokenizer:
+    """A tokenizer as it will be when it is read from the run's workdir."""
+    if tok.name == tokenizer.WEIGHTS:
+        return tok
+    return foreign.from_json(tok.json(), tok.roles, tok.stops, add_bos=None, template=None, where=tok.name)
+
+
+def _check(name: str, wanted: model.Config, found: model.Config) -> None:
+    wrong = []
+    for field in dataclasses.fields(model.Config):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if field.name == "max_seq_len" and wanted.position == "rope" and ours <= theirs:
+            continue  # rotary positions have no table: rows may be shorter
+        if field.name not in _FREE and ours != theirs:
+            wrong.append(f"model.{field.name} is {ours} and theirs {theirs} (--config.model.{field.name}={theirs})")
+    if wrong:
+        raise UserError(f"the weights of init_from {name} do not fit the config: " + "; ".join(wrong))
