@@ -38,7 +38,10 @@ def prepare(
     stacked: dict[str, list[Any]] = {}
     for row in table(config):
         array = params[row.group][row.name]
-        parts = _layout(row, weights, jnp.dtype(config.param_dtype), _shardings(row, weights, mesh))(array)
+        shardings = _shardings(row, weights, mesh)
+        if row.group == "layers" and mesh is not None:
+            shardings = [shardings] * config.num_layers
+        parts = _layout(row, weights, jnp.dtype(config.param_dtype), shardings)(array)
         jax.block_until_ready(parts)
         if consume:
             array.delete()
@@ -62,7 +65,9 @@ def _layout(row: Parameter, weights: str, dtype: jnp.dtype, shardings: Any):
         if not _is_matrix(row):
             return array
         values = jnp.moveaxis(array, range(row.inputs), range(-row.inputs, 0))
-        return _quantize(values, max(row.inputs, 1)) if weights == "int8" else Matrix(values.astype(weights or dtype), None)
+        if weights == "int8":
+            return _quantize(values, max(row.inputs, 1))
+        return Matrix(values.astype(weights or dtype), None)
 
     def parts(array):
         return [one(layer) for layer in array] if row.group == "layers" else one(array)

@@ -29,10 +29,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        # The stop text that is complete first ends the text: so it does not matter where tokens end.
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

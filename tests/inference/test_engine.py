@@ -157,9 +157,9 @@ def test_seeds_limits_and_streams(served):
     with pytest.raises(UserError, match="2 tokens and 63 more exceed the model's max_seq_len 64"):
         engine.submit(Request([1, 2], 63))
     with pytest.raises(UserError, match="the token 96; ids lie in"):
-        engine.submit(Request([1, 96]))
+        engine.submit(Request([1, 96], 5))
     with pytest.raises(UserError, match="need a tokenizer"):
-        engine.submit(Request([1], stop=["x"]))
+        engine.submit(Request([1], 5, stop=["x"]))
 
 
 def test_top_logprobs_are_the_likeliest(served):
