@@ -9,6 +9,7 @@ kept beginning. (Another number of rows a device, or of devices that split matri
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -22,6 +23,7 @@ from gpt4jax.inference.programs import Rows
 from gpt4jax.inference.request import Event, Request, Result
 from gpt4jax.inference.sampling import Settings
 from gpt4jax.inference.slot import Slot
+from gpt4jax.inference.speculative import Draft, SpeculativePool
 from gpt4jax.model.parameters import Params
 
 CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
@@ -43,6 +45,7 @@ class Engine:
         mesh: rows over data and fsdp, and matrices as in training; None: one device.
         prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
         consume: frees `params` as they are laid out anew.
+        draft: a small model that guesses tokens for this one (`speculative`): fewer passes, the same distribution.
 
     Raises:
         ValueError: sizes or a type that can't be.
@@ -60,19 +63,29 @@ class Engine:
         mesh: Mesh | None = None,
         prefix_bytes: int = 2**28,
         consume: bool = False,
+        draft: Draft | None = None,
     ):
         if rows < 1 or not 0 <= max_len <= config.max_seq_len:
             raise ValueError(f"rows is {rows}, max_len {max_len}; at least 1, and at most {config.max_seq_len}")
         self.config, self.tokenizer = config, tokenizer
         self.max_len = max_len or config.max_seq_len
         self._chunk = min(CHUNK, 1 << (config.max_seq_len.bit_length() - 1))
-        length = -(-self.max_len // self._chunk) * self._chunk  # whole chunks: none reaches past the end
-        vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
-        self._pool = Pool(config, params, vocab_size, rows, length, mesh=mesh, weights=weights, consume=consume)
+        self._pool = self._make_pool(params, draft, rows=rows, mesh=mesh, weights=weights, consume=consume)
         self._prefixes = PrefixCache(self._chunk, prefix_bytes)
         self._slots: list[Slot | None] = [None] * self._pool.rows
         self._waiting: deque[Slot] = deque()
         self._submitted = 0
+        self.passes = 0  # of the model over all rows: what decoding takes its time for
+
+    def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
+        config = self.config
+        longest = self.max_len if draft is None else self.max_len + draft.tokens  # the last guesses may be too many
+        options["length"] = -(-longest // self._chunk) * self._chunk  # whole chunks: none reaches past the end
+        options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
+        large = options | dict(config=config, params=params)
+        if draft is None:
+            return Pool(**large)
+        return SpeculativePool(large, options | dict(config=draft.config, params=draft.params), draft.tokens)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The results of all requests, in their order."""
@@ -125,9 +138,15 @@ class Engine:
         self._slots = [None if slot is not None and slot.number == number else slot for slot in self._slots]
 
     def tick(self) -> list[Event]:
-        """Gives free rows to waiting requests, reads a chunk of a prompt, and draws a token for each row that can."""
+        """Gives free rows to waiting requests, reads some of their prompts, and draws a token for each row that can.
+
+        Prompts go first as long as most rows wait for theirs, for a step costs the same however few it serves;
+        then it is a chunk of one prompt a step, and nobody waits long for the next token.
+        """
         self._admit()
         events = self._read_prompts()
+        while self._count("reading") > self._count("draws"):
+            events += self._read_prompts()
         events += self._draw()
         over = {event.request for event in events if event.finish}
         self._slots = [None if slot is not None and slot.number in over else slot for slot in self._slots]
@@ -150,6 +169,9 @@ class Engine:
         self._submitted += 1
         self._waiting.append(slot)
         return slot
+
+    def _count(self, what: str) -> int:
+        return sum(slot is not None and getattr(slot, what) for slot in self._slots)
 
     def _admit(self) -> None:
         for row, slot in enumerate(self._slots):
@@ -196,11 +218,15 @@ class Engine:
         if not drawing:
             return []
         drawn = self._pool.draw(self._rows(drawing))
+        self.passes += 1
         events = []
         for row, slot in drawing.items():
             n = slot.request.top_logprobs
-            tops = zip(drawn.top_id_bn[row, :n].tolist(), drawn.top_logprob_bn[row, :n].tolist(), strict=True)
-            events.append(slot.take(int(drawn.token_b[row]), float(drawn.logprob_b[row]), tops))
+            for t in range(drawn.count_b[row]):
+                tops = zip(drawn.top_id_btn[row, t, :n].tolist(), drawn.top_logprob_btn[row, t, :n].tolist(), strict=True)
+                events.append(slot.take(int(drawn.token_bt[row, t]), float(drawn.logprob_bt[row, t]), tops))
+                if events[-1].finish:
+                    break
         return events
 
     def _rows(self, drawing: dict[int, Slot]) -> Rows:
@@ -216,6 +242,7 @@ class Engine:
             token_b=each(lambda slot: slot.token),
             length_b=each(lambda slot: slot.done),
             index_b=each(lambda slot: slot.drawn),
+            draws_b=np.array([row in drawing for row in range(len(self._slots))]),
             top_logprobs_b=np.array([request.top_logprobs for request in requests], np.int32),
             settings=Settings(*(array.astype(dtype) for array, dtype in zip(settings, types, strict=True))),
         )

@@ -63,7 +63,7 @@ class Pool:
         return row * self.parts // self.rows
 
     def draw(self, rows: Rows) -> Drawn:
-        """One token for every row, on the host."""
+        """One token for every row (a pool of another kind: more), on the host."""
         with self._on_mesh():
             self.cache, self._seen_bv, drawn = programs.step(
                 self.config, self.vocab_size, self.params, self.cache, self._seen_bv, rows
@@ -89,17 +89,18 @@ class Pool:
         scores = jax.device_get(scores)
         return {row: Scores(*(leaf[self.part(row)] for leaf in scores)) for row in chunks}
 
-    def read_block(self, row: int, start: int, size: int) -> np.ndarray:
-        """Keys and values of some places of a row, (L, 2, K, size, H), on the host."""
+    def read_block(self, row: int, start: int, size: int) -> tuple[np.ndarray, ...]:
+        """Keys and values of some places of a row, on the host: one array (L, 2, K, size, H)."""
         row_b, _ = self._each_part({row: start})
         with self._on_mesh():
-            return np.asarray(programs.read_block(self.cache, row_b, np.int32(start), size)[self.part(row)])
+            blocks = programs.read_block(self.cache, row_b, np.int32(start), size)
+        return (np.asarray(blocks)[self.part(row)].copy(),)
 
-    def write_block(self, row: int, start: int, block: np.ndarray) -> None:
+    def write_block(self, row: int, start: int, block: tuple[np.ndarray, ...]) -> None:
         """Puts them into places of any row, the same bits."""
         row_b, start_b = self._each_part({row: start})
         with self._on_mesh():
-            blocks = np.broadcast_to(block, (self.parts, *block.shape))
+            blocks = np.broadcast_to(block[0], (self.parts, *block[0].shape))
             self.cache = programs.write_block(self.cache, row_b, start_b, blocks)
 
     def see(self, row: int, tokens: np.ndarray) -> None:

@@ -16,12 +16,12 @@ class PrefixCache:
 
     def __init__(self, size: int, max_bytes: int):
         self.size, self.max_bytes = size, max_bytes
-        self._blocks: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._blocks: OrderedDict[bytes, tuple[np.ndarray, ...]] = OrderedDict()
         self._bytes = 0
 
-    def find(self, tokens: Sequence[int], limit: int) -> list[np.ndarray]:
+    def find(self, tokens: Sequence[int], limit: int) -> list[tuple[np.ndarray, ...]]:
         """The blocks of the longest known beginning of `tokens`, no more than `limit` of them."""
-        found: list[np.ndarray] = []
+        found: list[tuple[np.ndarray, ...]] = []
         for key in self._keys(tokens)[:limit]:
             if key not in self._blocks:
                 break
@@ -34,14 +34,12 @@ class PrefixCache:
         keys = self._keys(tokens)
         return bool(self.max_bytes and keys) and keys[-1] not in self._blocks
 
-    def put(self, tokens: Sequence[int], block: np.ndarray) -> None:
-        """Keeps the last whole block of `tokens`; one that is larger than the whole cache is not kept."""
-        if block.nbytes > self.max_bytes:
-            return
+    def put(self, tokens: Sequence[int], block: tuple[np.ndarray, ...]) -> None:
+        """Keeps the last whole block of `tokens`, where `wants` says so."""
         self._blocks[self._keys(tokens)[-1]] = block
-        self._bytes += block.nbytes
+        self._bytes += _bytes(block)
         while self._bytes > self.max_bytes:
-            self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+            self._bytes -= _bytes(self._blocks.popitem(last=False)[1])
 
     def _keys(self, tokens: Sequence[int]) -> list[bytes]:
         keys, key = [], b""
@@ -49,3 +47,7 @@ class PrefixCache:
             key = hashlib.sha256(key + np.asarray(tokens[end - self.size : end], np.int32).tobytes()).digest()
             keys.append(key)
         return keys
+
+
+def _bytes(block: tuple[np.ndarray, ...]) -> int:
+    return sum(array.nbytes for array in block)

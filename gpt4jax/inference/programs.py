@@ -27,17 +27,22 @@ class Rows(NamedTuple):
     token_b: jax.Array  # the last token, which is not yet in the cache
     length_b: jax.Array  # how many tokens are
     index_b: jax.Array  # how many tokens the row has drawn
+    draws_b: jax.Array  # whether it draws now; the others are computed too, and forgotten
     top_logprobs_b: jax.Array  # how many of the likeliest tokens are wanted; 0: none
     settings: Settings
 
 
 class Drawn(NamedTuple):
-    """What a step gives for each row; log probabilities are the model's own, before any setting."""
+    """Tokens for each row, of which the first `count_b` count; log probabilities are the model's own.
 
-    token_b: jax.Array
-    logprob_b: jax.Array
-    top_id_bn: jax.Array
-    top_logprob_bn: jax.Array
+    Those are taken before any setting; the likeliest tokens are there only if a row wants them.
+    """
+
+    token_bt: jax.Array
+    logprob_bt: jax.Array
+    top_id_btn: jax.Array
+    top_logprob_btn: jax.Array
+    count_b: jax.Array
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
@@ -50,21 +55,29 @@ def step(
     """
     x_b1d, state = model.features(config, params, rows.token_b[:, None], state=State(cache, rows.length_b))
     assert state is not None
-    logits_bv = model.unembed(config, params, x_b1d)[:, 0]
-    drawable_bv = jnp.where(jnp.arange(logits_bv.shape[-1]) < vocab_size, logits_bv, -jnp.inf)
-    log_bv = sampling.log_distribution(drawable_bv, seen_bv, rows.settings)
+    logits_b1v = model.unembed(config, params, x_b1d)
+    log_bv = sampling.log_distribution(drawable(logits_b1v[:, 0], vocab_size), seen_bv, rows.settings)
     token_b = sampling.draw(log_bv, sampling.keys(rows.settings.seed_b, rows.index_b))
-    seen_bv = seen_bv | (jnp.arange(seen_bv.shape[-1]) == token_b[:, None])
-    return state.cache, seen_bv, _drawn(logits_bv, token_b, rows.top_logprobs_b)
+    seen_bv = seen_bv | (rows.draws_b[:, None] & (jnp.arange(seen_bv.shape[-1]) == token_b[:, None]))
+    return state.cache, seen_bv, drawn(logits_b1v, token_b[:, None], rows.top_logprobs_b, jnp.ones_like(token_b))
 
 
-def _drawn(logits_bv: jax.Array, token_b: jax.Array, top_logprobs_b: jax.Array) -> Drawn:
-    total_b1 = jax.nn.logsumexp(logits_bv, axis=-1, keepdims=True)
-    logprob_b = (jnp.take_along_axis(logits_bv, token_b[:, None], axis=-1) - total_b1)[:, 0]
-    n = min(MAX_TOP_LOGPROBS, logits_bv.shape[-1])
-    nothing = (jnp.zeros((len(token_b), n), logits_bv.dtype), jnp.zeros((len(token_b), n), jnp.int32))
-    top_bn, id_bn = jax.lax.cond(jnp.any(top_logprobs_b > 0), lambda: tuple(jax.lax.top_k(logits_bv, n)), lambda: nothing)
-    return Drawn(token_b, logprob_b, id_bn, top_bn - total_b1)
+def drawable(logits_bv: jax.Array, vocab_size: int) -> jax.Array:
+    """The logits of ids that may be drawn; -inf for those that the tokenizer lacks."""
+    return jnp.where(jnp.arange(logits_bv.shape[-1]) < vocab_size, logits_bv, -jnp.inf)
+
+
+def drawn(logits_btv: jax.Array, token_bt: jax.Array, top_logprobs_b: jax.Array, count_b: jax.Array) -> Drawn:
+    """The tokens, and what the model thought of them and of others."""
+    total_bt1 = jax.nn.logsumexp(logits_btv, axis=-1, keepdims=True)
+    logprob_bt = (jnp.take_along_axis(logits_btv, token_bt[..., None], axis=-1) - total_bt1)[..., 0]
+    n = min(MAX_TOP_LOGPROBS, logits_btv.shape[-1])
+    shape = (*token_bt.shape, n)
+    nothing = (jnp.zeros(shape, logits_btv.dtype), jnp.zeros(shape, jnp.int32))
+    top_btn, id_btn = jax.lax.cond(
+        jnp.any(top_logprobs_b > 0), lambda: tuple(jax.lax.top_k(logits_btv, n)), lambda: nothing
+    )
+    return Drawn(token_bt, logprob_bt, id_btn, top_btn - total_bt1, count_b)
 
 
 class Scores(NamedTuple):

@@ -46,7 +46,7 @@ def mixed(count: int, vocab_size: int = 96, seed: int = 0) -> list[Request]:
         prompt = common[: rng.integers(1, 41)] if i % 3 else rng.integers(0, vocab_size, rng.integers(1, 41)).tolist()
         settings: dict = [
             dict(temperature=0.0), dict(temperature=0.7, top_k=5), dict(top_p=0.8), dict(min_p=0.1),
-            dict(temperature=0.0, repetition_penalty=1.3), dict(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01),
+            dict(repetition_penalty=3.0), dict(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01),
         ][i % 6]  # fmt: skip
         score = dict(score_from=max(1, len(prompt) // 2)) if i % 4 == 0 and len(prompt) > 1 else {}
         requests.append(
