@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from gpt4jax import config as configuration
-from gpt4jax import job
+from gpt4jax import job, signals
 from gpt4jax.errors import UserError
 
 
@@ -37,7 +37,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, init_from, metrics, optimizer, report, signals, step
+    from gpt4jax.training import checkpoint, init_from, metrics, optimizer, report, step
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
