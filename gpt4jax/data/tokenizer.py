@@ -125,8 +125,6 @@ def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], 
         if not path.is_file():
             train_bpe(train(), int(size), path)
         return load_bpe(path)
-    if name == WEIGHTS:
-        raise UserError("data.tokenizer=weights is that of the weights which --config.init_from names; it names none")
     raise UserError(
         f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2, cl100k_base or weights"
     )
