@@ -28,8 +28,10 @@ def flags(home, workdir, *overrides, steps=2):
     return ["--config", str(TINY), "--workdir", str(workdir), *(f"--config.{key}" for key in own)]
 
 
-def train(home, workdir, *overrides, steps=2, devices=1):
-    return run("train", *flags(home, workdir, *overrides, steps=steps), cache=home / "cache", devices=devices)
+def train(home, workdir, *overrides, steps=2):
+    """On two devices that share the parameters; the programs are compiled once."""
+    given = flags(home, workdir, *overrides, "mesh.data=1", "mesh.fsdp=2", steps=steps)
+    return run("train", *given, cache=home / "cache", devices=2)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_a_run_starts_from_weights_and_then_needs_them_no_more(source, home, tra
     shutil.copytree(exported if source == "export" else trained, own)
     options = [f"init_from={own}", "data.tokenizer=weights", "optimizer.learning_rate=0.0"]
     workdir = home / f"from-{source}"
-    done = train(home, workdir, *options, "mesh.fsdp=2", "mesh.data=1", steps=1, devices=2)
+    done = train(home, workdir, *options, steps=1)
     assert done.returncode == 0 and f"parameters from {own}" in done.stderr, done.stderr
     for ours, theirs in zip(params_of(final_state(workdir, 1)), params_of(final_state(trained, 2)), strict=True):
         assert np.array_equal(ours, theirs)
