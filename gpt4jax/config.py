@@ -99,6 +99,7 @@ def default() -> ml_collections.ConfigDict:
     c.eval = e = ml_collections.ConfigDict()
     e.eval_every_steps = 500  # pass over the held-out set; the last step is always evaluated; 0: only the last
     e.batch_size = 0  # rows; 0: as in training
+    e.num_rows = 0  # only the first held-out rows; 0: all
     e.log_every_steps = 10  # lines of metrics.jsonl
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
     e.sample_tokens = 64  # of that continuation
@@ -182,8 +183,9 @@ def _value(key: str, text: str, old: Any) -> Any:
 _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
-    "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.log_every_steps": 0,
-    "eval.sample_tokens": 0, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0, "optimizer.eps": 0,
+    "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
+    "eval.log_every_steps": 0, "eval.sample_tokens": 0, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0,
+    "optimizer.eps": 0,
     "optimizer.weight_decay": 0, "optimizer.grad_clip_norm": 0, "optimizer.z_loss": 0, "optimizer.beta1": 0,
     "optimizer.beta2": 0, "optimizer.decay_steps": 0, "model.attention_soft_cap": 0, "model.logit_soft_cap": 0,
     "model.init_std": 0,

@@ -240,7 +240,7 @@ def test_foreign_and_unwritable_workdirs(home):
 
 
 def test_help_answers_at_once():
-    for name in ("train", "sample"):
+    for name in ("train", "sample", "export"):
         start = time.monotonic()
         done = subprocess.run(command(name, "--help"), capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "--workdir" in done.stdout

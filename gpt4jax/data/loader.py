@@ -39,16 +39,20 @@ def train_batches(
 
 
 def eval_batches(
-    rows: RandomAccess[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int
+    rows: RandomAccess[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int, num_rows: int = 0
 ) -> Iterator[dict[str, jax.Array]]:
-    """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0)."""
+    """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0).
+
+    `num_rows`: only the first so many; 0: all.
+    """
+    total = min(len(rows), num_rows or len(rows))
     empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
 
     def row_of(step: int, row: int) -> Row:
         index = step * batch_size + row
-        return rows[index] if index < len(rows) else empty
+        return rows[index] if index < total else empty
 
-    yield from _batches(row_of, batch_size, 0, -(-len(rows) // batch_size), sharding, prefetch)
+    yield from _batches(row_of, batch_size, 0, -(-total // batch_size), sharding, prefetch)
 
 
 def _batches(row_of, batch_size, first_step, num_steps, sharding, prefetch):

@@ -125,8 +125,6 @@ def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], 
         if not path.is_file():
             train_bpe(train(), int(size), path)
         return load_bpe(path)
-    if name == WEIGHTS:
-        raise UserError("data.tokenizer=weights is that of the weights which --config.init_from names; it names none")
     raise UserError(
         f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2, cl100k_base or weights"
     )
@@ -212,8 +210,11 @@ def load_bpe(path: pathlib.Path) -> Tokenizer:
     def encode_batch(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
 
-    json = partial(tokenizer_json.started, text)
-    return _own(f"bpe:{len(pieces)}", pieces, pieces.index(b""), encode_batch, _short(text), json, path)
+    end = pieces.index(b"")
+    return _own(
+        f"bpe:{len(pieces)}", pieces, end, encode_batch, _short(text),
+        lambda: tokenizer_json.started(Fast.from_str(text)), path,
+    )  # fmt: skip
 
 
 def _tiktoken(name: str, pattern: str, ranks: dict[bytes, int], end: int) -> Tokenizer:

@@ -45,16 +45,13 @@ def of_ranks(ranks: Mapping[bytes, int], end: int, pattern: str | None) -> str:
     )
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    return started(fast.to_str())
+    return started(fast)
 
 
-def started(text: str) -> str:
-    """A `tokenizer.json` that puts the end of text before each text, as our models were trained."""
-    from tokenizers import Tokenizer
-
-    fast = Tokenizer.from_str(text)
+def started(fast) -> str:
+    """The `tokenizer.json` of a tokenizer, with the end of text before each text, as our models were trained."""
     fast.post_processor = prefixed(END, fast.token_to_id(END))
-    return fast.to_str(pretty=True)
+    return fast.to_str()
 
 
 def prefixed(token: str | None, token_id: int | None):

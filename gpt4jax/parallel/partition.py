@@ -17,14 +17,23 @@ def check(config: Config, mesh: Mesh, batch_size: int, micro_batches: int = 1) -
     Raises:
         ValueError: in words, naming the array, its axis and the mesh axis.
     """
-    for row in table(config):
-        _check_parameter(row, mesh)
+    check_parameters(config, mesh)
     if batch_size % micro_batches:
         raise ValueError(f"batch_size {batch_size} is not a multiple of optimizer.micro_batches {micro_batches}")
     shards = math.prod(mesh.shape[axis] for axis in axes.RULES["act_batch"])
     if (batch_size // micro_batches) % shards:
         of = f"a micro-batch of {batch_size // micro_batches} rows" if micro_batches > 1 else f"batch_size {batch_size}"
         raise ValueError(f"{of} does not divide over the mesh's data x fsdp = {shards} shards")
+
+
+def check_parameters(config: Config, mesh: Mesh) -> None:
+    """Checks that every parameter divides over the mesh.
+
+    Raises:
+        ValueError: in words, naming the parameter, its axis and the mesh axis.
+    """
+    for row in table(config):
+        _check_parameter(row, mesh)
 
 
 def _check_parameter(row: Parameter, mesh: Mesh) -> None:

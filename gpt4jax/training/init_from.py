@@ -39,6 +39,8 @@ def find(
     if checkpoint.saved_steps(workdir):
         return Start(None, foreign.read(workdir) if own else None)
     if not config.init_from:
+        if own:
+            raise UserError("data.tokenizer=weights needs --config.init_from, the weights whose tokenizer it is")
         return Start(None, None)
     place: Callable[[Any], Params]
     source = pathlib.Path(config.init_from).expanduser()

@@ -70,12 +70,13 @@ class Loop:
             self.checkpoints.save(state)
 
     def evaluate(self, params, step, stop):
-        """One pass over the held-out rows; given up if asked to stop, to be done on resuming."""
+        """One pass over the held-out rows (`eval.num_rows`); given up if asked to stop, to be done on resuming."""
         self.log.flush()
         self.evaluation = {}
         batches = loader.eval_batches(
             self.data.rows["eval"], batch_size=self.config.eval.batch_size or self.config.batch_size,
             sharding=partition.batch_sharding(self.mesh), prefetch=self.config.data.prefetch,
+            num_rows=self.config.eval.num_rows,
         )  # fmt: skip
         totals = []
         with self.log.paused():

@@ -11,6 +11,7 @@ from gpt4jax.data import foreign
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.model.parameters import Params
+from gpt4jax.parallel import partition
 from gpt4jax.weights import architecture, gguf_tokenizer, layout, source
 from gpt4jax.weights.check import check
 from gpt4jax.weights.folder import SafetensorsFolder
@@ -102,9 +103,13 @@ def load(
     opened = open_weights(name, cache_dir=cache_dir)
     dtype = dtype or opened.tensors.stored
     config = dataclasses.replace(opened.config, dtype=dtype, param_dtype=dtype)
-    try:
-        params = layout.place(config, opened.tensors, layout.mesh_shardings(config, mesh))
-    except ValueError as error:
-        raise UserError(f"{name} does not divide over the mesh: {error}") from error
+    shardings = None
+    if mesh is not None:
+        try:
+            partition.check_parameters(config, mesh)
+        except ValueError as error:
+            raise UserError(f"{name} does not divide over the mesh: {error}") from error
+        shardings = partition.param_shardings(config, mesh)
+    params = layout.place(config, opened.tensors, shardings)
     say(f"weights {opened.source} in {dtype}")
     return Loaded(config, params, opened.tokenizer, opened.source)

@@ -56,6 +56,8 @@ class GgufFile:
         UserError: no GGUF file, a truncated one, an architecture or a field that is not supported.
     """
 
+    stored = "float32"
+
     def __init__(self, path: pathlib.Path):
         self.path = path
         try:
@@ -77,8 +79,6 @@ class GgufFile:
         for theirs in self._tensors.keys() - {_ROPE_FREQS}:
             self._theirs[_hf_name(self.architecture, theirs)] = theirs
         self.shapes = {ours: self._shape(theirs) for ours, theirs in self._theirs.items()}
-        half = {tensor.tensor_type for tensor in self._tensors.values()} == {gguf.GGMLQuantizationType.BF16}
-        self.stored = "bfloat16" if half else "float32"
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantized to float32, in Hugging Face's layout."""
@@ -194,9 +194,9 @@ def _hf_name(architecture: str, theirs: str) -> str:
 
 def _check_type(path: pathlib.Path, tensor: Any) -> None:
     kind = tensor.tensor_type
+    block = gguf.GGML_QUANT_SIZES[kind][1] if tensor.data.dtype == np.uint8 else 1
     try:
-        block = tensor.data.reshape(-1)[: gguf.GGML_QUANT_SIZES[kind][1]]  # bytes or more than a block of values
-        dequantize(block[: gguf.GGML_QUANT_SIZES[kind][0]] if block.dtype != np.uint8 else block, kind)
+        dequantize(tensor.data.reshape(-1)[:block], kind)
     except NotImplementedError as error:
         raise UserError(f"{path}: {tensor.name} is of type {kind.name}, which gguf can't dequantize") from error
 

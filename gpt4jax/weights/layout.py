@@ -7,11 +7,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from gpt4jax import model
 from gpt4jax.model.parameters import Parameter, Params, table, tree
-from gpt4jax.parallel import partition
 
 
 class Tensors(Protocol):
@@ -100,11 +99,6 @@ def place(config: model.Config, tensors: Tensors, shardings=None) -> Params:
     return tree(config, read)
 
 
-def mesh_shardings(config: model.Config, mesh: Mesh | None):
-    """The shardings of a decoder's parameters on a mesh; None for none."""
-    return None if mesh is None else partition.param_shardings(config, mesh)
-
-
 def _array(shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
     # Not jax.make_array_from_callback, which holds the shards of all devices on the host before it moves one.
     devices: dict[tuple, list[jax.Device]] = {}
@@ -114,7 +108,7 @@ def _array(shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[sli
     arrays = []
     for bounds, copies in devices.items():
         shard = read(tuple(slice(*bound) for bound in bounds))
-        # On a CPU jax would use the array where it lies, and a training step could not update it there.
+        # Left alone, jax on a CPU may use the array where it lies: copies would share it, and steps update them.
         arrays += [jax.device_put(shard, device, may_alias=False) for device in copies]
         jax.block_until_ready(arrays)
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)

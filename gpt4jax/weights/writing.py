@@ -81,8 +81,8 @@ def save(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        saved = _write(part, config, params, jnp.dtype(dtype), shard_bytes)
         (part / "config.json").write_text(json.dumps(_config(config, dtype, tokenizer), indent=2) + "\n")
+        saved = _write(part, config, params, jnp.dtype(dtype), shard_bytes)
         if tokenizer is not None:
             foreign.write(tokenizer, part)
         if folder.exists():
@@ -116,6 +116,7 @@ def _write(folder: pathlib.Path, config: model.Config, params: Params, dtype: np
         file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         arrays = {name: _tensor(wanted[name], params).astype(dtype) for name in names}
         save_file(arrays, folder / file, metadata={"format": "pt"})  # transformers asks for this word
+        shutil.copymode(folder / "config.json", folder / file)  # the library's files are its user's alone
         placed |= dict.fromkeys(names, file)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": placed}

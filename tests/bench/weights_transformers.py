@@ -1,6 +1,6 @@
 """Weights out to `transformers` and back, and a real model beside it.
 
-    pip install '.[test,peers]' && python -m tests.bench.weights_transformers [--part random|smollm2] [--sizes 3]
+    pip install '.[test,peers]' && python -m tests.bench.weights_transformers [--part random|smollm2|ours] [--sizes 3]
 
 random: decoders of GPT-2's, Llama's (each rotary scaling), Mistral's and Qwen3's shape, drawn at random and in up
 to three sizes, exported, loaded by transformers without a missing or unexpected tensor, logits compared in
@@ -8,6 +8,7 @@ float32, and imported back bit for bit.
 smollm2: SmolLM2-135M-Instruct from its GGUF file: logits beside transformers on the same dequantized weights; the
 export imported again, and loaded by transformers; token ids of this Python's library, of other languages and of
 chat markup beside transformers' tokenizer.
+ours: our own tokenizers as transformers reads them, on the same texts.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import torch
 import transformers
 
 from gpt4jax import job, model, weights
+from gpt4jax.data import foreign
+from gpt4jax.data import tokenizer as tokenizers
 from gpt4jax.model.parameters import count, tree
 from gpt4jax.weights import source
 
@@ -140,8 +143,7 @@ def smollm2_part() -> bool:
 
 def tokenizers_part(tokenizer, folder: pathlib.Path, path: pathlib.Path) -> bool:
     """Ids beside AutoTokenizer on the export, and on the GGUF file."""
-    files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    texts = [file.read_text(errors="replace") for file in files] + list(LANGUAGES)
+    texts = library() + list(LANGUAGES)
     good = True
     for where, theirs in (
         ("our export", transformers.AutoTokenizer.from_pretrained(folder)),
@@ -167,19 +169,41 @@ def tokenizers_part(tokenizer, folder: pathlib.Path, path: pathlib.Path) -> bool
     return good
 
 
+def ours_part() -> bool:
+    """Ids of our own tokenizers beside AutoTokenizer's."""
+    texts, good = [text.replace(tokenizers.END, "") for text in library()] + list(LANGUAGES), True
+    for name in ("bytes", "bpe:4096", "gpt2", "cl100k_base"):
+        ours = tokenizers.get(name, job.cache_dir(""), lambda: texts, "tests.bench.weights_transformers")
+        with tempfile.TemporaryDirectory() as folder:
+            foreign.write(ours, pathlib.Path(folder))
+            theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        wrong = sum(theirs.encode(text) != ours.prompt(text) for text in texts)
+        print(f"{name}: {wrong} of {len(texts)} texts differ")
+        good &= not wrong
+    return good
+
+
+def library() -> list[str]:
+    """The modules of this Python's library."""
+    files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return [file.read_text(errors="replace") for file in files]
+
+
 def main() -> int:
     """Exit status 0 if all is as it should be."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=("random", "smollm2"))
+    parser.add_argument("--part", choices=("random", "smollm2", "ours"))
     parser.add_argument("--sizes", type=int, default=3)
     flags = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     good = True
-    if flags.part != "smollm2":
+    if flags.part in (None, "random"):
         good &= random_part(flags.sizes)
-    if flags.part != "random":
+    if flags.part in (None, "smollm2"):
         good &= smollm2_part()
+    if flags.part in (None, "ours"):
+        good &= ours_part()
     print("all as it should be" if good else "NOT as it should be")
     return 0 if good else 1
 

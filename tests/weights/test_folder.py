@@ -42,6 +42,7 @@ def test_logits_equal_those_of_transformers_and_the_export_its_tensors(name, tmp
     theirs = recorded.tensors(name)
     assert written.keys() == theirs.keys() and all(np.array_equal(written[key], theirs[key]) for key in theirs)
     assert (saved.tensors, saved.parameters) == (len(theirs), sum(t.size for t in theirs.values()))
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     assert saved.reason is None and saved.bytes == 4 * saved.parameters
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     original = recorded.config(name)
