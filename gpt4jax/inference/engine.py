@@ -223,7 +223,9 @@ class Engine:
         for row, slot in drawing.items():
             n = slot.request.top_logprobs
             for t in range(drawn.count_b[row]):
-                tops = zip(drawn.top_id_btn[row, t, :n].tolist(), drawn.top_logprob_btn[row, t, :n].tolist(), strict=True)
+                tops = zip(
+                    drawn.top_id_btn[row, t, :n].tolist(), drawn.top_logprob_btn[row, t, :n].tolist(), strict=True
+                )
                 events.append(slot.take(int(drawn.token_bt[row, t]), float(drawn.logprob_bt[row, t]), tops))
                 if events[-1].finish:
                     break
