@@ -31,9 +31,9 @@ QUESTIONS = [
     "What does a compiler do?", "Give me a word that rhymes with moon.",
 ]  # fmt: skip
 TEXTS = [
-    "def fibonacci(n):\n", "Once upon a time", "The three laws of thermodynamics are", "import os\nimport sys\n\n\ndef main(",
-    "In 1969, the first", "Dear Sir or Madam,", "The recipe needs 200 g of flour,", "class Stack:\n    def __init__(self):\n",
-    "Photosynthesis is the process by which", "A prime number is",
+    "def fibonacci(n):\n", "Once upon a time", "The three laws of thermodynamics are", "In 1969, the first",
+    "import os\nimport sys\n\n\ndef main(", "Dear Sir or Madam,", "The recipe needs 200 g of flour,",
+    "class Stack:\n    def __init__(self):\n", "Photosynthesis is the process by which", "A prime number is",
 ]  # fmt: skip
 
 
@@ -180,11 +180,8 @@ def bits(options: argparse.Namespace) -> None:
     requests = requests_of(loaded.tokenizer, options.requests, 24)
 
     def same(ours, theirs) -> str:
-        equal = sum(
-            a.tokens == b.tokens and a.logprobs == b.logprobs and a.top_logprobs == b.top_logprobs
-            for a, b in zip(ours, theirs, strict=True)
-        )
-        return f"{equal} of {len(ours)} the same bits"
+        told = [[(r.tokens, r.logprobs, r.top_logprobs) for r in results] for results in (ours, theirs)]
+        return f"{sum(a == b for a, b in zip(*told, strict=True))} of {len(ours)} the same bits"
 
     make = lambda **more: Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, max_len=512, **more)  # noqa: E731
     engine = make()
