@@ -83,12 +83,14 @@ class Engine:
     def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
         config = self.config
         longest = self.max_len if draft is None else self.max_len + draft.tokens  # the last guesses may be too many
-        options["length"] = -(-longest // self._chunk) * self._chunk  # whole chunks: none reaches past the end
+        # Whole chunks, so that none reaches past the end; and one more, where idle parts of the pool write theirs.
+        options["length"] = (-(-longest // self._chunk) + 1) * self._chunk
         options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         large = options | dict(config=config, params=params)
         if draft is None:
             return Pool(**large)
-        return SpeculativePool(large, options | dict(config=draft.config, params=draft.params), draft.tokens)
+        small = options | dict(config=draft.config, params=draft.params, weights=draft.weights)
+        return SpeculativePool(large, small, draft.tokens)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The results of all requests, in their order."""

@@ -33,7 +33,7 @@ class Pool:
         config, params: the decoder; params as `prepare` takes them.
         vocab_size: how many ids may be drawn.
         rows: of each part: of a device, or of the devices that split a row.
-        length: places of each row.
+        length: places of each row; the last ones of the length of a chunk belong to no request (`model.State`).
         mesh, weights, consume: as `prepare` has them.
     """
 

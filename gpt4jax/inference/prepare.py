@@ -38,13 +38,16 @@ def prepare(
     stacked: dict[str, list[Any]] = {}
     for row in table(config):
         array = params[row.group][row.name]
+        if mesh is not None:
+            array = jax.device_put(array, NamedSharding(mesh, axes.spec(row.axes)))
         shardings = _shardings(row, weights, mesh)
         if row.group == "layers" and mesh is not None:
             shardings = [shardings] * config.num_layers
         parts = _layout(row, weights, jnp.dtype(config.param_dtype), shardings)(array)
         jax.block_until_ready(parts)
         if consume:
-            array.delete()
+            for used in (array, params[row.group][row.name]):
+                used.delete()
         if row.group == "layers":
             stacked[row.name] = parts
         else:

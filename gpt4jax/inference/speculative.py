@@ -23,11 +23,12 @@ from gpt4jax.model.parameters import Params
 
 
 class Draft(NamedTuple):
-    """The small model, which shares the large one's tokenizer, and how many tokens it guesses at a time."""
+    """The small model, which shares the large one's tokenizer, how many tokens it guesses at a time, and its type."""
 
     config: model.Config
     params: Params
     tokens: int = 4
+    weights: str = ""  # as `prepare` has them
 
 
 class SpeculativePool(Pool):

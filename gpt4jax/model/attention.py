@@ -39,41 +39,46 @@ class Cached(NamedTuple):
 
     def append(self, new: KeysValues) -> "Cached":
         """The cache with T new tokens (B, K, T, H) written behind each row's own end."""
+        t = new.k_bksh.shape[2]
 
         def write(old_ksh, new_kth, start):
             return jax.lax.dynamic_update_slice_in_dim(old_ksh, new_kth, start, axis=1)
 
         def write_row(old_rksh, new_kth, start, row):
-            place = (jnp.maximum(row, 0), 0, start, 0)
-            there = jax.lax.dynamic_slice(old_rksh, place, (1, *new_kth.shape))
-            return jax.lax.dynamic_update_slice(old_rksh, jnp.where(row < 0, there, new_kth[None]), place)
+            place = jnp.maximum(row, 0), 0, jnp.where(row < 0, old_rksh.shape[2] - t, start), 0
+            return jax.lax.dynamic_update_slice(old_rksh, new_kth[None], place)
 
         def update(old, new_bkth):
             new_bkth = new_bkth.astype(old.dtype)
             if self.row_b is None:
                 out = jax.vmap(write)(old, new_bkth, self.length_b)
             else:
-                out = jax.vmap(write_row)(self._parts(old), new_bkth, self.length_b, self.row_b).reshape(old.shape)
+                out = self._each_part(write_row, old, new_bkth, self.length_b).reshape(old.shape)
             return constrain(out, *CACHE_AXES)
 
-        cache = jax.tree.map(update, self.cache, new)
-        return Cached(cache, self.length_b + new.k_bksh.shape[2], self.row_b)
+        return Cached(jax.tree.map(update, self.cache, new), self.length_b + t, self.row_b)
 
     def block(self, start: jax.Array, size: int) -> KeysValues:
         """Places start to start + size of the batch's rows, (B, K, size, H)."""
 
+        def read_row(part, row):
+            shape = (1, part.shape[1], size, part.shape[3])
+            return jax.lax.dynamic_slice(part, (jnp.maximum(row, 0), 0, start, 0), shape)[0]
+
         def read(leaf):
             if self.row_b is None:
                 return jax.lax.dynamic_slice_in_dim(leaf, start, size, axis=2)
-            shape = (1, leaf.shape[1], size, leaf.shape[3])
-            one = lambda part, row: jax.lax.dynamic_slice(part, (row, 0, start, 0), shape)[0]  # noqa: E731
-            return jax.vmap(one)(self._parts(leaf), jnp.maximum(self.row_b, 0))
+            return self._each_part(read_row, leaf)
 
         return jax.tree.map(read, self.cache)
 
-    def _parts(self, leaf: jax.Array) -> jax.Array:
+    def _each_part(self, function, leaf: jax.Array, *values: jax.Array) -> jax.Array:
+        """`function(part, *values, row)` of every part of a cache's array, stacked."""
         assert self.row_b is not None
-        return leaf.reshape(len(self.row_b), -1, *leaf.shape[1:])
+        if len(self.row_b) == 1:  # XLA would copy the whole cache for a batch of one
+            return function(leaf, *(value[0] for value in values), self.row_b[0])[None]
+        parts = leaf.reshape(len(self.row_b), -1, *leaf.shape[1:])
+        return jax.vmap(function)(parts, *values, self.row_b)
 
 
 class Where(NamedTuple):

@@ -19,7 +19,8 @@ class State(NamedTuple):
     """A KV cache, one pair (R, K, S, H) a layer, and how many tokens each row of the batch has in it.
 
     Without `row_b` the batch's rows are the cache's. With it the cache is read as B equal parts, one for each row
-    of the batch, and `row_b` says which row of its part that is; for -1, nothing is written.
+    of the batch, and `row_b` says which row of its part that is. For -1 the new tokens go to the last places of the
+    part's first row, which whoever says -1 keeps free.
     """
 
     cache: tuple[KeysValues, ...]

@@ -7,6 +7,7 @@ import pytest
 
 from gpt4jax.inference import sampling
 from gpt4jax.inference.sampling import Settings
+from tests.inference.exact import by_sorting
 
 DEFAULTS = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, penalty=1.0, seed=0)
 P = [0.1, 0.4, 0.05, 0.3, 0.15]
@@ -42,24 +43,6 @@ def test_draws_follow_the_cut_distribution(given, expected):
     np.testing.assert_allclose(np.exp(log_bv[0]), expected, atol=1e-6)
     tokens = sampling.draw(log_bv, sampling.keys(jnp.arange(n, dtype=jnp.uint32), jnp.zeros(n, jnp.int32)))
     np.testing.assert_allclose(np.bincount(np.asarray(tokens), minlength=5) / n, expected, atol=0.012)
-
-
-def by_sorting(logits, seen, temperature, top_k, top_p, min_p, penalty):
-    """The same distribution in float64, by sorting."""
-    logits = logits.astype(np.float64)
-    logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits) / temperature
-    order = np.argsort(-logits)
-    keep = np.ones(len(logits), bool)
-    if top_k:
-        keep &= logits >= logits[order[min(top_k, len(logits)) - 1]]
-    p = np.where(keep, np.exp(logits - logits.max()), 0)
-    p /= p.sum()
-    if top_p < 1:
-        before = np.cumsum(p[order]) - p[order]
-        keep[order] &= before < top_p
-    p = np.where(keep, p, 0)
-    p = np.where(p >= min_p * p.max(), p, 0)
-    return p / p.sum()
 
 
 def test_every_mixture_of_settings_equals_a_float64_sort():

@@ -8,7 +8,7 @@ from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
 from gpt4jax.inference.speculative import Draft
 from tests.conftest import SHAPES, perturbed
-from tests.inference.chi_square import joint, p_value
+from tests.inference.exact import joint, p_value
 
 LARGE = model.Config(**SHAPES["llama"] | {"vocab_size": 6})
 SMALL = model.Config(**SHAPES["gpt"] | {"vocab_size": 6, "num_layers": 1})

@@ -1,17 +1,34 @@
-"""The exact distribution of a tiny model's continuations, and Pearson's test against it."""
+"""What is drawn, worked out another way (by sorting, over every continuation), and Pearson's test against it."""
 
 import itertools
 import math
 
+import jax
 import numpy as np
 
-from tests.conftest import apply
+from gpt4jax import model
+
+
+def by_sorting(logits, seen, temperature, top_k, top_p, min_p, penalty):
+    """The same distribution in float64, by sorting."""
+    logits = logits.astype(np.float64)
+    logits = np.where(seen, np.where(logits < 0, logits * penalty, logits / penalty), logits) / temperature
+    order = np.argsort(-logits)
+    keep = np.ones(len(logits), bool)
+    if top_k:
+        keep &= logits >= logits[order[min(top_k, len(logits)) - 1]]
+    p = np.where(keep, np.exp(logits - logits.max()), 0)
+    p /= p.sum()
+    if top_p < 1:
+        before = np.cumsum(p[order]) - p[order]
+        keep[order] &= before < top_p
+    p = np.where(keep, p, 0)
+    p = np.where(p >= min_p * p.max(), p, 0)
+    return p / p.sum()
 
 
 def distribution(logits, text, settings) -> np.ndarray:
-    """What the settings draw from after `text`: float64, by sorting (`tests.inference.test_sampling`)."""
-    from tests.inference.test_sampling import by_sorting
-
+    """What a request's settings draw from after `text`."""
     seen = np.isin(np.arange(len(logits)), text)
     given = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) | settings
     penalty = given.pop("repetition_penalty", 1.0)
@@ -22,7 +39,7 @@ def joint(config, params, prompt, n, settings) -> np.ndarray:
     """Probabilities (V,) * n of the next n tokens, by the plain forward pass over every continuation."""
     v = config.vocab_size
     rows = np.array([[*prompt, *more] for more in itertools.product(range(v), repeat=n)])
-    logits = np.asarray(apply(config, params, rows))
+    logits = np.asarray(jax.jit(model.apply, static_argnums=0)(config, params, rows))
     out = np.ones(len(rows))
     for row, text in enumerate(rows):
         for i in range(len(prompt), len(text)):
