@@ -1,49 +1,173 @@
-"""Samples from a run or weights: `python -m gpt4jax.sample --workdir DIR --prompt TEXT`. The text goes to stdout."""
+"""Continues a text, or chats: `python -m gpt4jax.sample (--workdir DIR | --weights NAME) (--prompt TEXT | --chat)`.
+
+The text goes to stdout, all else to stderr.
+"""
 
 import argparse
-import codecs
+import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from gpt4jax import job
+from gpt4jax import job, signals
 from gpt4jax.errors import UserError
+
+CHAT_CONTEXT = 4096  # tokens of a chat, unless the model's context is shorter or --max_len says otherwise
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the flags and writes the prompt's continuation as it comes; returns the exit status."""
+    """Reads the flags and writes what the model says as it comes; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.sample", description=__doc__.partition(":")[0] + ".")
     job.model_flags(parser)
-    parser.add_argument("--prompt", required=True, help="the text to continue")
-    parser.add_argument("--max_tokens", type=int, default=128, help="tokens at most (default %(default)s)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="the text to continue")
+    what.add_argument("--chat", action="store_true", help="talk with the model, by its own chat template")
+    parser.add_argument("--system", help="the system message of a chat")
+    parser.add_argument("--chat_template", type=pathlib.Path, help="a file with a Jinja template, for a chat")
+    parser.add_argument("--max_tokens", type=int, help="of a text or an answer, at most (default 128; chat: 512)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default %(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="only the k most likely; 0: all")
     parser.add_argument("--top_p", type=float, default=1.0, help="only the most likely that reach p together; 1: all")
+    parser.add_argument("--min_p", type=float, default=0.0, help="only those at least p times the likeliest; 0: all")
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="on what was there before; 1: none")
+    parser.add_argument("--stop", action="append", default=[], help="a text that ends it; may be given several times")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_len", type=int, default=0, help=f"tokens of a chat's context (default {CHAT_CONTEXT})")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="of the weights (default: as trained)")
+    parser.add_argument("--draft", help="weights of a smaller model that guesses ahead, with the same tokenizer")
     flags = parser.parse_args(argv)
-    if flags.max_tokens < 1 or flags.temperature < 0 or flags.top_k < 0 or not 0 < flags.top_p <= 1:
-        raise UserError("--max_tokens must be at least 1, --temperature and --top_k at least 0, --top_p in (0, 1]")
-    return sample(flags)
+    if not flags.chat and (flags.system is not None or flags.chat_template or flags.max_len):
+        parser.error("--system, --chat_template and --max_len are for --chat")
+    if flags.max_tokens is None:
+        flags.max_tokens = 512 if flags.chat else 128
+    settings = {name: getattr(flags, name) for name in _SETTINGS}
+    from gpt4jax.inference.request import Request
+
+    Request([0], **settings)  # settings that can't be are told before a model is loaded
+    return (chat if flags.chat else sample)(flags, settings)
 
 
-def sample(flags: argparse.Namespace) -> int:
-    """Loads the model and streams the text."""
-    from gpt4jax.inference.generate import generate
+_SETTINGS = (
+    "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
+)  # fmt: skip
 
-    loaded = job.load_model(flags)
-    tokenizer = loaded.tokenizer
-    if tokenizer is None:
-        raise UserError(f"{loaded.source} has no tokenizer.json: without it there are no texts")
-    ids = generate(
-        loaded.config, loaded.params, tokenizer.prompt(flags.prompt), flags.max_tokens, temperature=flags.temperature,
-        top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed, stop=tokenizer.stops, vocab_size=tokenizer.vocab_size,
-    )  # fmt: skip
-    # A token may end inside a character: the decoder holds its bytes back until the rest has come.
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in ids:
-        sys.stdout.write(decoder.decode(tokenizer.pieces[token]))
-        sys.stdout.flush()
-    sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+
+def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Streams a text's continuation."""
+    from gpt4jax.inference.request import Request
+
+    loaded, tokenizer = _load(flags)
+    request = Request(tokenizer.prompt(flags.prompt), **settings)
+    with signals.StopRequest() as stop:
+        _write(_engine(flags, loaded, len(request.prompt) + request.max_tokens).stream(request), stop)
+    print(flush=True)
+    return _status(stop)
+
+
+def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Answers line by line until the input ends. Ctrl-C stops an answer, which stays as far as it had come."""
+    from gpt4jax.inference import chat as chats
+    from gpt4jax.inference.request import Request
+
+    loaded, tokenizer = _load(flags)
+    source: object = loaded.chat_template
+    if flags.chat_template:
+        try:
+            source = flags.chat_template.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the chat template {flags.chat_template} can't be read: {error}") from error
+    template = chats.of_model(source, tokenizer.roles, str(loaded.source))
+    messages: list[chats.Message] = []
+    if flags.system is not None:
+        if not chats.heeds_system(template):
+            raise UserError(f"the chat template of {loaded.source} leaves system messages out; chat without --system")
+        messages.append({"role": "system", "content": flags.system})
+    context = min(flags.max_len or CHAT_CONTEXT, loaded.config.max_seq_len)
+    if context <= settings["max_tokens"]:
+        raise UserError(f"a context of {context} tokens has no room for answers of {settings['max_tokens']}")
+    engine = _engine(flags, loaded, context)
+    job.say("Ctrl-C stops an answer; Ctrl-D, or the end of the input, ends the chat")
+    while (line := _ask()) is not None:
+        turn = [*messages, chats.Message(role="user", content=line)]
+        try:
+            ids, dropped = chats.fit(template, tokenizer, turn, context - settings["max_tokens"])
+        except UserError as error:  # this message is at fault, not the chat
+            job.say(f"error: {error}")
+            continue
+        if dropped:
+            job.say(f"(the oldest {dropped} messages no longer fit the context of {context} tokens)")
+        with signals.StopRequest() as stop:
+            answer = _write(engine.stream(Request(ids, **settings)), stop)
+        print("", flush=True)
+        if stop.received is not None and stop.received.name == "SIGTERM":
+            return job.TERMINATED
+        messages = [*turn, chats.Message(role="assistant", content=answer)]
     return 0
+
+
+def _ask() -> str | None:
+    """The next line that is not empty; None at the end of the input."""
+    while True:
+        try:
+            # On a terminal `input` edits the line; in a pipe nothing but answers belongs on stdout.
+            line = input("> ") if sys.stdin.isatty() and sys.stdout.isatty() else next(sys.stdin).rstrip("\n")
+        except (EOFError, StopIteration):
+            return None
+        except KeyboardInterrupt:
+            job.say("\n(Ctrl-D ends the chat)")
+            continue
+        if line.strip():
+            return line
+
+
+def _write(events, stop: signals.StopRequest) -> str:
+    """Writes a text as it comes, up to its end or a signal, and gives it."""
+    text = ""
+    for event in events:
+        sys.stdout.write(event.text)
+        sys.stdout.flush()
+        text += event.text
+        if stop.received is not None:
+            events.close()
+            break
+    return text
+
+
+def _status(stop: signals.StopRequest) -> int:
+    if stop.received is None:
+        return 0
+    return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
+
+
+def _load(flags: argparse.Namespace):
+    loaded = job.load_model(flags)
+    if loaded.tokenizer is None:
+        raise UserError(f"{loaded.source} has no tokenizer.json: without it there are no texts")
+    return loaded, loaded.tokenizer
+
+
+def _engine(flags: argparse.Namespace, loaded, length: int):
+    """An engine of one row: fewer weights are read a token than in a block of rows that nobody else uses."""
+    from gpt4jax import weights
+    from gpt4jax.inference.engine import Engine
+    from gpt4jax.inference.speculative import Draft
+
+    if length > loaded.config.max_seq_len:
+        raise UserError(
+            f"the prompt and {flags.max_tokens} more tokens are {length}; the model's max_seq_len is "
+            f"{loaded.config.max_seq_len}"
+        )
+    draft = None
+    if flags.draft is not None:
+        small = weights.load(flags.draft, cache_dir=job.cache_dir(""), say=job.say)
+        draft = Draft(small.config, small.params)
+    try:
+        return Engine(
+            loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=1, max_len=length,
+            weights=flags.dtype or "", draft=draft, consume=True,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ kept beginning. (Another number of rows a device, or of devices that split matri
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,10 @@ from gpt4jax.model.parameters import Params
 CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
 _SHORTEST = 16
 
-_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_SETTINGS = {
+    "temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32,
+    "repetition_penalty": np.float32, "seed": np.uint32,
+}  # fmt: skip
 _IDLE = Request([0], max_tokens=1, temperature=0.0)
 
 
@@ -223,7 +226,8 @@ class Engine:
         for row, slot in drawing.items():
             n = slot.request.top_logprobs
             for t in range(drawn.count_b[row]):
-                tops = zip(drawn.top_id_btn[row, t, :n].tolist(), drawn.top_logprob_btn[row, t, :n].tolist(), strict=True)
+                likeliest = drawn.top_id_btn[row, t, :n].tolist(), drawn.top_logprob_btn[row, t, :n].tolist()
+                tops = tuple(zip(*likeliest, strict=True))
                 events.append(slot.take(int(drawn.token_bt[row, t]), float(drawn.logprob_bt[row, t]), tops))
                 if events[-1].finish:
                     break
@@ -232,17 +236,18 @@ class Engine:
     def _rows(self, drawing: dict[int, Slot]) -> Rows:
         """What the step is told. Rows that don't draw are computed too; what they write is written over later."""
         requests = [drawing[row].request if row in drawing else _IDLE for row in range(len(self._slots))]
-        settings = [np.array([getattr(request, name) for request in requests]) for name in _SETTINGS]
-        types = (np.float32, np.int32, np.float32, np.float32, np.float32, np.uint32)
 
-        def each(value, dtype=np.int32):
-            return np.array([0 if slot is None else value(slot) for slot in self._slots], dtype)
+        def each(value: Callable[[Slot], int]) -> Any:
+            return np.array([0 if slot is None else value(slot) for slot in self._slots], np.int32)
+
+        def asked(name: str, dtype: type) -> Any:
+            return np.array([getattr(request, name) for request in requests], dtype)
 
         return Rows(
             token_b=each(lambda slot: slot.token),
             length_b=each(lambda slot: slot.done),
             index_b=each(lambda slot: slot.drawn),
-            draws_b=np.array([row in drawing for row in range(len(self._slots))]),
-            top_logprobs_b=np.array([request.top_logprobs for request in requests], np.int32),
-            settings=Settings(*(array.astype(dtype) for array, dtype in zip(settings, types, strict=True))),
+            draws_b=each(lambda slot: slot.draws) > 0,
+            top_logprobs_b=asked("top_logprobs", np.int32),
+            settings=Settings(*(asked(name, dtype) for name, dtype in _SETTINGS.items())),
         )

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,7 +18,7 @@ class PrefixCache:
         self._blocks: OrderedDict[bytes, tuple[np.ndarray, ...]] = OrderedDict()
         self._bytes = 0
 
-    def find(self, tokens: Sequence[int], limit: int) -> list[tuple[np.ndarray, ...]]:
+    def find(self, tokens: np.ndarray, limit: int) -> list[tuple[np.ndarray, ...]]:
         """The blocks of the longest known beginning of `tokens`, no more than `limit` of them."""
         found: list[tuple[np.ndarray, ...]] = []
         for key in self._keys(tokens)[:limit]:
@@ -29,22 +28,22 @@ class PrefixCache:
             found.append(self._blocks[key])
         return found
 
-    def wants(self, tokens: Sequence[int]) -> bool:
+    def wants(self, tokens: np.ndarray) -> bool:
         """Whether the last whole block of `tokens` is not yet there."""
         keys = self._keys(tokens)
         return bool(self.max_bytes and keys) and keys[-1] not in self._blocks
 
-    def put(self, tokens: Sequence[int], block: tuple[np.ndarray, ...]) -> None:
+    def put(self, tokens: np.ndarray, block: tuple[np.ndarray, ...]) -> None:
         """Keeps the last whole block of `tokens`, where `wants` says so."""
         self._blocks[self._keys(tokens)[-1]] = block
         self._bytes += _bytes(block)
         while self._bytes > self.max_bytes:
             self._bytes -= _bytes(self._blocks.popitem(last=False)[1])
 
-    def _keys(self, tokens: Sequence[int]) -> list[bytes]:
+    def _keys(self, tokens: np.ndarray) -> list[bytes]:
         keys, key = [], b""
         for end in range(self.size, len(tokens) + 1, self.size):
-            key = hashlib.sha256(key + np.asarray(tokens[end - self.size : end], np.int32).tobytes()).digest()
+            key = hashlib.sha256(key + tokens[end - self.size : end].tobytes()).digest()
             keys.append(key)
         return keys
 

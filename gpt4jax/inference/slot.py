@@ -24,9 +24,8 @@ class Slot:
         self.drawn = 0
         self.token = int(self.prompt[-1])  # the next one to go into the cache
         self._scores = np.zeros(len(self.prompt)), np.zeros(len(self.prompt), bool)
-        self._stop_ids = request.stop_ids
-        if self._stop_ids is None:
-            self._stop_ids = frozenset() if tokenizer is None else tokenizer.stops
+        stops: frozenset[int] = frozenset() if tokenizer is None else tokenizer.stops
+        self._stop_ids = stops if request.stop_ids is None else request.stop_ids
         self._text = None if tokenizer is None else TextStream(tokenizer.pieces, request.stop)
 
     @property
@@ -63,7 +62,7 @@ class Slot:
         self.done += count
         return [] if self.reading or self.request.max_tokens else [Event(self.number, finish="length")]
 
-    def take(self, token: int, logprob: float, top_logprobs: Iterable[tuple[int, float]]) -> Event:
+    def take(self, token: int, logprob: float, top_logprobs: tuple[tuple[int, float], ...]) -> Event:
         """The event of one drawn token, which is the next to go into the cache."""
         self.done += 1
         self.drawn += 1
@@ -78,7 +77,7 @@ class Slot:
             finish = "length"
             text += self._text.end() if self._text else ""
             # The last held-back characters may complete a stop text only with more of them: never here.
-        return Event(self.number, token, logprob, tuple(top_logprobs), text, finish)
+        return Event(self.number, token, logprob, top_logprobs, text, finish)
 
     def result(self, events: Iterable[Event]) -> Result:
         """All events of this request put together."""

@@ -97,7 +97,8 @@ def _round(
 
     # What each place of the pass has seen: the text so far and the guesses before it.
     guessed_bnv = jax.nn.one_hot(guess_bn, seen_bv.shape[-1], dtype=bool)
-    seen_btv = jnp.concatenate([seen_bv[:, None], seen_bv[:, None] | jnp.cumsum(guessed_bnv, axis=1, dtype=bool)], axis=1)
+    before_bnv = seen_bv[:, None] | jnp.cumsum(guessed_bnv, axis=1, dtype=bool)
+    seen_btv = jnp.concatenate([seen_bv[:, None], before_bnv], axis=1)
     at_each_place = jax.tree.map(lambda leaf: jnp.repeat(leaf, n + 1), rows.settings)
     flat = lambda leaf: leaf.reshape(-1, leaf.shape[-1])  # noqa: E731
     drawable = programs.drawable(flat(logits_btv), vocab_size)
@@ -106,8 +107,11 @@ def _round(
     token_bt, count_b = _keep(log_p_btv, log_q_bnv, guess_bn, rows)
     told_bt = _first(jnp.where(rows.draws_b, count_b, 0), n + 1)
     told_btv = jax.nn.one_hot(token_bt, seen_bv.shape[-1], dtype=bool) & told_bt[..., None]
-    return state.cache, small_cache, seen_bv | told_btv.any(axis=1), programs.drawn(
-        logits_btv, token_bt, rows.top_logprobs_b, count_b
+    return (
+        state.cache,
+        small_cache,
+        seen_bv | told_btv.any(axis=1),
+        programs.drawn(logits_btv, token_bt, rows.top_logprobs_b, count_b),
     )
 
 
@@ -117,6 +121,7 @@ def _guess(config, vocab_size, n, params, cache, seen_bv, rows):
     def one(i, carry):
         cache, seen_bv, token_b, guess_bn, log_q_bnv = carry
         x_b1d, state = model.features(config, params, token_b[:, None], state=State(cache, rows.length_b + i))
+        assert state is not None
         logits_bv = programs.drawable(model.unembed(config, params, x_b1d)[:, 0], vocab_size)
         log_q_bv = sampling.log_distribution(logits_bv, seen_bv, rows.settings)
         token_b = sampling.draw(log_q_bv, _keys(rows, rows.index_b + i, _GUESS)).astype(jnp.int32)

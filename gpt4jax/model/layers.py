@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ class Matrix(NamedTuple):
     cores read 20 to 25 GB/s instead of 14, and int8 is a quarter of the bytes.
     """
 
-    values: jax.Array  # (outputs..., inputs...)
-    scale: jax.Array | None  # (outputs...)
+    values: Any  # (outputs..., inputs...); arrays, or whatever else is said of each of them, such as shardings
+    scale: Any  # (outputs...), or None
 
 
 class Rows(NamedTuple):

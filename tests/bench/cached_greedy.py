@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt4jax import model
-from gpt4jax.inference.generate import generate
+from gpt4jax.inference.engine import Engine
+from gpt4jax.inference.request import Request
 
 LLAMA = dict(norm="rmsnorm", position="rope", rope_theta=1e5, activation="swiglu", use_bias=False)
 SHAPES = {
@@ -35,9 +36,10 @@ def compare(config: model.Config, max_tokens: int, seed: int) -> dict[str, float
     params = jax.jit(model.init, static_argnums=0)(config, jax.random.key(seed))
     prompt = list(range(10, 18))
     start = time.monotonic()
-    tokens = list(generate(config, params, prompt, max_tokens, temperature=0.0))
+    engine = Engine(config, params, rows=1)
+    tokens = engine.generate([Request(prompt, max_tokens, temperature=0.0)])[0].tokens
     seconds = time.monotonic() - start
-    rows_bt = jnp.asarray([prompt + tokens[:-1]])
+    rows_bt = jnp.asarray([[*prompt, *tokens[:-1]]])
 
     @jax.jit
     def best_two(params, rows_bt):

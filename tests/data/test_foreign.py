@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+import tiktoken
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gpt4jax.data import foreign, tokenizer, tokenizer_json
@@ -90,6 +91,17 @@ def test_pre_tokenizers_of_gguf():
     assert cut["llama-bpe"].start == (0,) and cut["gpt-2"].start == ()  # llama.cpp's own defaults
     assert gguf_tokenizer.read(metadata(add_bos_token=True), pathlib.Path("x")).start == (0,)
     assert gguf_tokenizer.read(metadata(pre="llama-bpe", add_bos_token=False), pathlib.Path("x")).start == ()
+
+
+def test_a_word_that_no_merge_makes_is_taken_whole():
+    tokens = [*metadata()["tokenizer.ggml.tokens"], "xyz"]
+    given = dict(tokens=tokens, token_type=[3, 3, 4] + [1] * (len(tokens) - 3))
+    llama, gpt2 = (gguf_tokenizer.read(metadata(pre=pre, **given), pathlib.Path("x")) for pre in ("llama-bpe", "gpt-2"))
+    assert shown(llama, "xyz") == ["xyz"] and shown(gpt2, "xyz") == ["x", "y", "z"]
+    ranks = {bytes([i]): i for i in range(256)} | {b"xyz": 256}
+    theirs = tiktoken.Encoding("x", pat_str=".+", mergeable_ranks=ranks, special_tokens={})
+    ours = Tokenizer.from_str(tokenizer_json.of_ranks(ranks, 257, ".+"))
+    assert ours.encode("xyz").ids == [257, 256] and theirs.encode("xyz") == [256]
 
 
 def test_special_tokens_of_gguf():

@@ -143,7 +143,7 @@ def test_no_program_is_compiled_after_the_warm_up(served):
 
 
 def test_seeds_limits_and_streams(served):
-    config, _, engine = served
+    _, _, engine = served
     run = lambda **options: engine.generate([Request([1, 2], 20, **options)])[0].tokens  # noqa: E731
     assert run(seed=1) == run(seed=1) != run(seed=2)
     assert run(seed=1, top_k=1) == run(temperature=0.0) == run(seed=1, top_p=1e-6) == run(seed=1, min_p=1.0)

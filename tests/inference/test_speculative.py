@@ -1,6 +1,5 @@
 """With a draft model, fewer passes; and draws follow the large model's own distribution, whatever the draft is."""
 
-
 import numpy as np
 import pytest
 

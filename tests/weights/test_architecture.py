@@ -16,8 +16,8 @@ YARN = dict(rope_scaling="yarn", rope_factor=4.0, rope_original_max_len=16, rope
 EXPRESSED = {
     "GPT2LMHeadModel": [GPT, GPT | dict(tie_embeddings=False, norm_eps=1e-6)],
     "LlamaForCausalLM": [
-        LLAMA, LLAMA | dict(tie_embeddings=True, use_bias=True, head_dim=6), LLAMA | LINEAR,
-        LLAMA | LLAMA3, LLAMA | YARN, LLAMA | YARN | dict(rope_attention_factor=1.5),
+        LLAMA, LLAMA | dict(tie_embeddings=True, use_bias=True, head_dim=6), LLAMA | LINEAR | dict(rope_theta=5e5),
+        LLAMA | LLAMA3, LLAMA | YARN, LLAMA | dict(rope_theta=5e5), LLAMA | YARN | dict(rope_attention_factor=1.5),
     ],
     "MistralForCausalLM": [LLAMA | dict(attention=("banded:5",))],
     "Qwen3ForCausalLM": [
