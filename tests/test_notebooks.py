@@ -4,6 +4,7 @@ import re
 import shutil
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests import runs
@@ -66,4 +67,5 @@ def test_real_model(tmp_path, monkeypatch):
     assert "6 requests, alone and together: the same tokens and log probabilities, bit for bit" in text
     before, after = re.search(r"held-out loss: (\S+) before, (\S+) after 2 steps", text).groups()
     assert before != after and f"held-out loss before: {before}" in text
-    assert f"loaded back: all parameters equal, bit for bit; held-out loss {after}" in text
+    again = re.search(r"loaded back: all parameters equal, bit for bit; held-out loss (\S+)", text)[1]
+    assert float(again) == pytest.approx(float(after), abs=2e-4)  # the run's own has two rows in a batch
