@@ -1,29 +1,71 @@
-"""The notebooks run from top to bottom; only the number of steps is made smaller."""
+"""The notebooks run from top to bottom; only what takes long is made smaller."""
 
-import pathlib
+import re
+import shutil
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import runs
+
+COLAB = runs.ROOT / "colab"
 
 
-@pytest.mark.parametrize("name", ["quickstart"])
-def test_notebook_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path))
+def execute(name: str, smaller: dict[str, str], monkeypatch) -> tuple[str, int]:
+    """What a notebook prints and how many pictures it draws, with each text of `smaller`, found once, replaced."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
-    steps = [cell for cell in notebook.cells if "num_steps = 300" in cell.source]
-    assert len(steps) == 1
-    steps[0].source = (
-        steps[0]
-        .source.replace("num_steps = 300", "num_steps = 10")
-        .replace('"eval.log_every_steps=5"', '"eval.log_every_steps=5", "eval.batch_size=64", "model.num_layers=1"')
-    )
-    assert "eval.batch_size=64" in steps[0].source
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "colab")}}).execute()
-    text = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    notebook = nbformat.read(COLAB / f"{name}.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    for old, new in smaller.items():
+        cells = [cell for cell in notebook.cells if old in cell.source]
+        assert len(cells) == 1 and cells[0].source.count(old) == 1, old
+        cells[0].source = cells[0].source.replace(old, new)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(COLAB)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    return text, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_quickstart(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path))
+    logged = '"eval.log_every_steps=5"'
+    smaller = {"num_steps = 300": "num_steps = 10", logged: f'{logged}, "eval.batch_size=64", "model.num_layers=1"'}
+    text, pictures = execute("quickstart", smaller, monkeypatch)
     assert "held-out bits per byte:" in text and "--- 'import '" in text
-    pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
-    assert len(pictures) == 1
+    assert pictures == 1
+
+
+def test_real_model(tmp_path, monkeypatch):
+    # The cache is everyone's: weights of 98 MB are in it. Corpus and rows are small, the model is the real one.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    corpus = runs.write_corpus(tmp_path / "corpus")
+    smaller = {
+        "max_tokens = 64": "max_tokens = 12",
+        "max_tokens=12": "max_tokens=4",
+        '"def fibonacci(n):"), 48': '"def fibonacci(n):"), 5',
+        "40, temperature=0.9, top_p=0.95, seed=1": "6, temperature=0.9, top_p=0.95, seed=1",
+        "40, temperature=0.9, top_p=0.95, seed=2": "3, temperature=0.9, top_p=0.95, seed=2",
+        "24, temperature=0.7": "4, temperature=0.7",
+        "prompt, 32": "prompt, 3",
+        '"Water boils at"), 24': '"Water boils at"), 5',
+        "optimizer.warmup_steps=2": "optimizer.warmup_steps=1",
+        "num_rows, seq_len = 8, 256": "num_rows, seq_len = 2, 32",
+        '"eval.sample_prompt="': f'"eval.sample_prompt=", "data.dataset=folder:{corpus}"',
+        "num_steps = 10": "num_steps = 2",
+    }
+    try:
+        text, pictures = execute("real_model", smaller, monkeypatch)
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)  # 2 GB
+    assert "total  134,515,008" in text
+    assert "<|im_start|>user\nWhat is photosynthesis?<|im_end|>" in text
+    assert "assistant  Photosynthesis is" in text
+    assert "The largest planet in the solar system is Jupiter" in text and pictures == 1
+    assert "likeliest: Paris" in text
+    assert "6 requests, alone and together: the same tokens and log probabilities, bit for bit" in text
+    before, after = re.search(r"held-out loss: (\S+) before, (\S+) after 2 steps", text).groups()
+    assert before != after and f"held-out loss before: {before}" in text
+    again = re.search(r"loaded back: all parameters equal, bit for bit; held-out loss (\S+)", text)[1]
+    assert float(again) == pytest.approx(float(after), abs=2e-4)  # the run's own has two rows in a batch
