@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Where files are kept, and files that are there whole or not at all."""
 
 import json
 import os
@@ -6,6 +6,12 @@ import pathlib
 from typing import Any
 
 from gpt4jax.errors import UserError
+
+
+def cache_dir(option: str = "") -> pathlib.Path:
+    """Where prepared data is kept: the config's data.cache_dir, $GPT4JAX_CACHE, or ~/.cache/gpt4jax."""
+    chosen = option or os.environ.get("GPT4JAX_CACHE") or "~/.cache/gpt4jax"
+    return pathlib.Path(chosen).expanduser().absolute()
 
 
 def replace(path: pathlib.Path, data: bytes | str) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+from gpt4jax import files
 from gpt4jax.errors import UserError
 
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -46,13 +47,13 @@ def load_model(flags: argparse.Namespace, dtype: str = ""):
     from gpt4jax.training.checkpoint import load_params
 
     if flags.weights is not None:
-        return weights.load(flags.weights, cache_dir=cache_dir(""), dtype=dtype, say=say)
+        return weights.load(flags.weights, dtype=dtype, say=say)
     workdir = flags.workdir.expanduser()
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run of gpt4jax: it has no config.json")
     config = configuration.from_json(workdir / "config.json")
     model_config = configuration.model_config(config)
-    tok = tokenizer.of_run(config.data.tokenizer, workdir, cache_dir(config.data.cache_dir))
+    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
     step, params = load_params(workdir, model_config, say)
     say(f"step {step} of {workdir}")
     return weights.Loaded(model_config, params, tok, workdir)
@@ -71,12 +72,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         else:  # --config.KEY VALUE
             overrides.append(f"{word.removeprefix('--config.')}={next(words, '')}")
     return parser.parse_args(rest), overrides
-
-
-def cache_dir(option: str) -> pathlib.Path:
-    """Where prepared data is kept: the config's data.cache_dir, $GPT4JAX_CACHE, or ~/.cache/gpt4jax."""
-    chosen = option or os.environ.get("GPT4JAX_CACHE") or "~/.cache/gpt4jax"
-    return pathlib.Path(chosen).expanduser().absolute()
 
 
 def use_huge_pages() -> None:

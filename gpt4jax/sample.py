@@ -159,7 +159,7 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
         )
     draft = None
     if flags.draft is not None:
-        small = weights.load(flags.draft, cache_dir=job.cache_dir(""), say=job.say)
+        small = weights.load(flags.draft, say=job.say)
         draft = Draft(small.config, small.params)
     try:
         return Engine(

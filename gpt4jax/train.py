@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from gpt4jax import config as configuration
-from gpt4jax import job, signals
+from gpt4jax import files, job, signals
 from gpt4jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     except ValueError as error:
         raise UserError(str(error)) from error
-    cache_dir = job.cache_dir(config.data.cache_dir)
+    cache_dir = files.cache_dir(config.data.cache_dir)
     start = init_from.find(config, model_config, workdir, cache_dir, job.say)
     workdirs.open_workdir(workdir, config)
     job.say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")

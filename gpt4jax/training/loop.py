@@ -38,7 +38,8 @@ class Loop:
         for step in range(first_step, config.num_steps + 1):
             # Step `step` is done; a resumed run may have been stopped just here.
             last = step == config.num_steps
-            if _due(step, config.eval.eval_every_steps, last) and step not in evaluated:
+            foreign = step == 0 and bool(config.init_from)  # how good are they before any step of ours?
+            if (foreign or _due(step, config.eval.eval_every_steps, last)) and step not in evaluated:
                 self.evaluate(state.params, step, stop)
             due = _due(step, config.checkpoint.checkpoint_every_steps, last) or stop.received is not None
             if due and step != saved:

@@ -53,14 +53,14 @@ class Loaded:
         return None if self.tokenizer is None else self.tokenizer.chat_template
 
 
-def open_weights(name: str, *, cache_dir: pathlib.Path) -> Opened:
+def open_weights(name: str, *, cache_dir: pathlib.Path | None = None) -> Opened:
     """Finds weights by name (`source.find`) and checks them; reads no tensor but a tied one that is there twice.
 
     Raises:
         UserError: nothing of that name, damaged, of an architecture that is not supported, or with a tokenizer
             that does not fit.
     """
-    path = source.find(name, cache_dir)
+    path = source.find(name, cache_dir or files.cache_dir())
     tensors: layout.Tensors
     tokenizer: Tokenizer | None
     if path.is_file():
@@ -83,7 +83,7 @@ def open_weights(name: str, *, cache_dir: pathlib.Path) -> Opened:
 def load(
     name: str,
     *,
-    cache_dir: pathlib.Path,
+    cache_dir: pathlib.Path | None = None,
     mesh: Mesh | None = None,
     dtype: str = "float32",
     say: Callable[[str], None] = lambda line: None,
@@ -92,7 +92,7 @@ def load(
 
     Args:
         name: a folder, a .gguf file, a hub id or a pinned name (`source.find`).
-        cache_dir: where a pinned package is kept.
+        cache_dir: where a pinned package is kept; None: where everything is (`files.cache_dir`).
         mesh: parameters lie on it as `partition.param_shardings` says.
         dtype: "float32", "bfloat16", or "" for the type they are stored in (of GGUF's and float16: float32).
         say: hears what was loaded.

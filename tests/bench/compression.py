@@ -10,7 +10,6 @@ import gzip
 import lzma
 
 from gpt4jax import config as configuration
-from gpt4jax import job
 from gpt4jax.data import corpora
 
 
@@ -21,7 +20,7 @@ def main() -> None:
     flags = parser.parse_args()
     options = configuration.default().data.copy_and_resolve_references()
     options.dataset = flags.dataset
-    documents = corpora.prepare(options, job.cache_dir("")).splits["eval"]
+    documents = corpora.prepare(options, files.cache_dir()).splits["eval"]
     stream = b"".join(documents[i] for i in range(len(documents)))
     print(f"{len(documents)} documents, {len(stream):,} bytes")
     for name, packed in (("gzip -9", gzip.compress(stream, 9)), ("xz -9", lzma.compress(stream, preset=9))):

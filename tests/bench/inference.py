@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from gpt4jax import job, weights
+from gpt4jax import files, weights
 from gpt4jax.weights import source
 from tests.runs import ROOT
 
@@ -39,8 +39,7 @@ TEXTS = [
 
 def opened():
     """The model, and where its file lies."""
-    cache = job.cache_dir("")
-    return weights.load(MODEL, cache_dir=cache), source.find(MODEL, cache)
+    return weights.load(MODEL), source.find(MODEL, files.cache_dir())
 
 
 # glibc's huge pages, which gpt4jax.sample turns on; the peer gets them too.

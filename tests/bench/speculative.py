@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from gpt4jax import job, model, weights
+from gpt4jax import model, weights
 from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
 from gpt4jax.inference.speculative import Draft
@@ -43,7 +43,7 @@ def chi_square(draws: int) -> None:
 
 def passes(max_tokens: int) -> None:
     """Prints tokens a pass, greedy and drawn."""
-    loaded = weights.load(MODEL, cache_dir=job.cache_dir(""))
+    loaded = weights.load(MODEL)
     prompts = prompts_of(loaded.tokenizer)[::4]
 
     def first_layers(n: int) -> Draft:

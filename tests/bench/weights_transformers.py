@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 
-from gpt4jax import job, model, weights
+from gpt4jax import files, model, weights
 from gpt4jax.data import foreign
 from gpt4jax.data import tokenizer as tokenizers
 from gpt4jax.model.parameters import count, tree
@@ -109,7 +109,7 @@ def random_part(sizes: int) -> bool:
 
 def smollm2_part() -> bool:
     """Logits and token ids of the real model."""
-    cache_dir = job.cache_dir("")
+    cache_dir = files.cache_dir()
     path = source.find("smollm2-135m-instruct", cache_dir)
     real = weights.load(str(path), cache_dir=cache_dir)
     assert real.tokenizer is not None
@@ -173,7 +173,7 @@ def ours_part() -> bool:
     """Ids of our own tokenizers beside AutoTokenizer's."""
     texts, good = [text.replace(tokenizers.END, "") for text in library()] + list(LANGUAGES), True
     for name in ("bytes", "bpe:4096", "gpt2", "cl100k_base"):
-        ours = tokenizers.get(name, job.cache_dir(""), lambda: texts, "tests.bench.weights_transformers")
+        ours = tokenizers.get(name, files.cache_dir(), lambda: texts, "tests.bench.weights_transformers")
         with tempfile.TemporaryDirectory() as folder:
             foreign.write(ours, pathlib.Path(folder))
             theirs = transformers.AutoTokenizer.from_pretrained(folder)
