@@ -10,6 +10,7 @@ import gzip
 import lzma
 
 from gpt4jax import config as configuration
+from gpt4jax import files
 from gpt4jax.data import corpora
 
 
