@@ -4,6 +4,7 @@ The text goes to stdout, all else to stderr.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--stop", action="append", default=[], help="a text that ends it; may be given several times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_len", type=int, default=0, help=f"tokens of a chat's context (default {CHAT_CONTEXT})")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="of the weights (default: as trained)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="of the weights (default: as stored)")
     parser.add_argument("--draft", help="weights of a smaller model that guesses ahead, with the same tokenizer")
     flags = parser.parse_args(argv)
     if not flags.chat and (flags.system is not None or flags.chat_template or flags.max_len):
@@ -56,6 +57,10 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Streams a text's continuation."""
     from gpt4jax.inference.request import Request
 
+    try:
+        flags.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is no UTF-8 text: {flags.prompt!r}") from error
     loaded, tokenizer = _load(flags)
     request = Request(tokenizer.prompt(flags.prompt), **settings)
     with signals.StopRequest() as stop:
@@ -89,15 +94,16 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     job.say("Ctrl-C stops an answer; Ctrl-D, or the end of the input, ends the chat")
     while (line := _ask()) is not None:
         turn = [*messages, chats.Message(role="user", content=line)]
-        try:
-            ids, dropped = chats.fit(template, tokenizer, turn, context - settings["max_tokens"])
-        except UserError as error:  # this message is at fault, not the chat
-            job.say(f"error: {error}")
-            continue
-        if dropped:
-            job.say(f"(the oldest {dropped} messages no longer fit the context of {context} tokens)")
-        with signals.StopRequest() as stop:
-            answer = _write(engine.stream(Request(ids, **settings)), stop)
+        # However often Ctrl-C comes: an interrupt inside a step would leave an engine without its cache.
+        with signals.StopRequest(insist=False) as stop:
+            try:
+                ids, dropped = chats.fit(template, tokenizer, turn, context - settings["max_tokens"])
+                if dropped:
+                    job.say(f"(the oldest {dropped} messages no longer fit the context of {context} tokens)")
+                answer = _write(engine.stream(Request(ids, **settings)), stop)
+            except UserError as error:  # this message is at fault, not the chat
+                job.say(f"error: {error}")
+                continue
         print("", flush=True)
         if stop.received is not None and stop.received.name == "SIGTERM":
             return job.TERMINATED
@@ -160,10 +166,15 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
     draft = None
     if flags.draft is not None:
         small = weights.load(flags.draft, say=job.say)
+        if small.tokenizer is None or small.tokenizer.pieces != loaded.tokenizer.pieces:
+            raise UserError(f"--draft {flags.draft} has another tokenizer than {loaded.source}")
         draft = Draft(small.config, small.params)
+    config = loaded.config
+    if flags.dtype == "float32":  # then activations too
+        config = dataclasses.replace(config, dtype="float32")
     try:
         return Engine(
-            loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=1, max_len=length,
+            config, loaded.params, tokenizer=loaded.tokenizer, rows=1, max_len=length,
             weights=flags.dtype or "", draft=draft, consume=True,
         )  # fmt: skip
     except ValueError as error:

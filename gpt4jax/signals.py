@@ -5,9 +5,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or Ctrl-C is noted in `received`; a second Ctrl-C interrupts at once."""
+    """While entered, SIGTERM and Ctrl-C are noted in `received`; with `insist`, a second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, insist: bool = True) -> None:
+        self._insist = insist
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
@@ -22,6 +23,6 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.received is signal.SIGINT and number == signal.SIGINT:
+        if self._insist and self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -25,7 +26,7 @@ TEMPLATE = (
 def home(tmp_path_factory):
     """A folder with a run that has saved its initial state, and a chat template."""
     home = tmp_path_factory.mktemp("home")
-    config = configuration.load(str(TINY), ["data.tokenizer=bytes", "model.max_seq_len=256"])
+    config = configuration.load(str(TINY), ["data.tokenizer=bytes", "model.max_seq_len=4096"])
     model_config = configuration.model_config(config)
     tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     with contextlib.closing(Checkpoints(home / "run", keep=2)) as checkpoints:
@@ -57,7 +58,7 @@ def test_a_chat_answers_each_line_and_keeps_what_fits(home):
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(home):
     with subprocess.Popen(
-        command("sample", *chat_flags(home, "--max_tokens", 100, "--top_k", 50)),
+        command("sample", *chat_flags(home, "--max_tokens", 3000, "--top_k", 50)),
         env=environment(home / "cache"), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as chat:  # fmt: skip
@@ -65,12 +66,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(home):
         chat.stdin.write(b"hi\n")
         chat.stdin.flush()
         first = chat.stdout.read(1)
-        chat.send_signal(signal.SIGINT)
+        for _ in range(3):
+            chat.send_signal(signal.SIGINT)
         chat.stdin.write(b"once more\n")
         chat.stdin.flush()
+        time.sleep(1)
+        chat.send_signal(signal.SIGINT)
         rest = chat.communicate(timeout=120)[0]
         assert chat.returncode == 0
     assert first and rest.count(b"\n") >= 2
+    assert len((first + rest).decode(errors="replace")) < 3000  # of two answers of 3000 tokens, bytes here
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ class Worker:
         text = answer.get("text")
         if not isinstance(text, str):
             raise UserError(f"the chat template {answer.get('error')}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("the chat template writes half a character (a lone surrogate)")
         return text
 
     def close(self) -> None:

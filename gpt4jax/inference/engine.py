@@ -24,7 +24,9 @@ from gpt4jax.inference.request import Event, Request, Result
 from gpt4jax.inference.sampling import Settings
 from gpt4jax.inference.slot import Slot
 from gpt4jax.inference.speculative import Draft, SpeculativePool
+from gpt4jax.model.attention import CACHE_BLOCK
 from gpt4jax.model.parameters import Params
+from gpt4jax.parallel import partition
 
 CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
 _SHORTEST = 16
@@ -51,7 +53,7 @@ class Engine:
         draft: a small model that guesses tokens for this one (`speculative`): fewer passes, the same distribution.
 
     Raises:
-        ValueError: sizes or a type that can't be.
+        ValueError: sizes or a type that can't be, a draft of another vocabulary, a mesh that doesn't divide the model.
     """
 
     def __init__(
@@ -73,18 +75,23 @@ class Engine:
         self.config, self.tokenizer = config, tokenizer
         self.max_len = max_len or config.max_seq_len
         self._chunk = min(CHUNK, 1 << (config.max_seq_len.bit_length() - 1))
+        if mesh is not None:
+            partition.check_parameters(config, mesh)
         self._pool = self._make_pool(params, draft, rows=rows, mesh=mesh, weights=weights, consume=consume)
         self._prefixes = PrefixCache(self._chunk, prefix_bytes)
         self._slots: list[Slot | None] = [None] * self._pool.rows
         self._waiting: deque[Slot] = deque()
+        self._events: dict[int, list[Event]] = {}  # of each request, until they are asked for
         self._submitted = 0
         self.passes = 0  # of the model over all rows: what decoding takes its time for
 
     def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
         config = self.config
         longest = self.max_len if draft is None else self.max_len + draft.tokens  # the last guesses may be too many
-        # Whole chunks, so that none reaches past the end; and one more, where idle parts of the pool write theirs.
-        options["length"] = (-(-longest // self._chunk) + 1) * self._chunk
+        # Whole chunks and blocks, so that none reaches past the end; idle parts of a pool write theirs behind it.
+        longest += self._chunk if options["mesh"] is not None else 0
+        whole = max(self._chunk, CACHE_BLOCK)
+        options["length"] = -(-longest // whole) * whole
         options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         large = options | dict(config=config, params=params)
         if draft is None:
@@ -93,71 +100,112 @@ class Engine:
         return SpeculativePool(large, small, draft.tokens)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
-        """The results of all requests, in their order."""
-        slots = [self._submit(request) for request in requests]
-        events: dict[int, list[Event]] = {slot.number: [] for slot in slots}
-        while any(not told or not told[-1].finish for told in events.values()):
-            for event in self.tick():
-                events.setdefault(event.request, []).append(event)
+        """The results of all requests, in their order. Those submitted by others run on beside them.
+
+        Raises:
+            UserError: one that does not fit; then none is begun.
+        """
+        slots = [self._checked(request) for request in requests]
+        events: dict[int, list[Event]] = {self._enqueue(slot): [] for slot in slots}
+        unfinished = set(events)
+        try:
+            while unfinished:
+                self.tick()
+                for number in list(unfinished):
+                    events[number] += self.poll(number)
+                    if events[number] and events[number][-1].finish:
+                        unfinished.remove(number)
+        finally:
+            for number in unfinished:
+                self.cancel(number)
         return [slot.result(events[slot.number]) for slot in slots]
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """One request's events as they come; closing the iterator ends the request."""
+        """One request's events as they come, and one that says nothing after each tick that brought none.
+
+        Closing the iterator ends the request.
+        """
         number = self.submit(request)
         try:
             while True:
-                for event in self.tick():
-                    if event.request == number:
-                        yield event
-                        if event.finish:
-                            return
+                self.tick()
+                for event in self.poll(number) or [Event(number)]:
+                    yield event
+                    if event.finish:
+                        return
         finally:
             self.cancel(number)
 
     def loglikelihood(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the continuation's log probability, and whether greedy choice gives it."""
-        requests = [Request([*before, *after], max_tokens=0, score_from=len(before)) for before, after in pairs]
-        return [(float(r.prompt_logprobs.sum()), bool(r.prompt_greedy.all())) for r in self.generate(requests)]
+        """For each (context, continuation): the continuation's log probability, and whether greedy choice gives it.
+
+        Raises:
+            UserError: a context without tokens: begin it with the tokenizer's `start`.
+        """
+        texts = [(list(before), list(after)) for before, after in pairs]
+        if not all(before for before, _ in texts):
+            raise UserError("a continuation can be scored only after a context of at least one token")
+        # No continuation at all is certain.
+        requests = [Request(before + after, 0, score_from=len(before)) for before, after in texts if after]
+        results = iter(self.generate(requests))
+        scores = [next(results) if after else None for _, after in texts]
+        return [
+            (0.0, True) if r is None else (float(r.prompt_logprobs.sum()), bool(r.prompt_greedy.all())) for r in scores
+        ]
 
     def warm_up(self) -> None:
         """Compiles every program there is, so that no request waits for one."""
-        longest = min(2 * self._chunk, self.max_len - 1)
-        size = longest
-        while size:
-            # Twice: the second time it begins with a kept block.
-            for _ in range(2):
-                self.generate([Request([0] * size, 1, temperature=0.0, repetition_penalty=2.0)])
-            size //= 2
+        size = min(_SHORTEST, self._chunk)
+        while size <= self._chunk:
+            longest = min(size, self.max_len - 2)  # of what is read before the first step
+            if longest > size // 2:
+                for _ in range(2):  # the second time it begins with a kept block
+                    self.generate([Request([0] * (longest + 1), 1, temperature=0.0, repetition_penalty=2.0)])
+            size *= 2
+        self.generate([Request([0], 1, temperature=0.0)])
 
     def submit(self, request: Request) -> int:
-        """Queues a request and gives its number, which its events bear.
+        """Queues a request and gives its number, by which to `poll` and to `cancel`.
 
         Raises:
             UserError: it does not fit the model or this engine.
         """
-        return self._submit(request).number
+        return self._enqueue(self._checked(request))
+
+    def poll(self, number: int) -> list[Event]:
+        """A request's events since the last time; after its last one it is forgotten."""
+        events = self._events.pop(number, None)
+        if events is None:
+            return []
+        if not events or not events[-1].finish:
+            self._events[number] = []
+        return events
 
     def cancel(self, number: int) -> None:
         """Drops a request; nothing happens if it is over."""
+        self._events.pop(number, None)
         self._waiting = deque(slot for slot in self._waiting if slot.number != number)
         self._slots = [None if slot is not None and slot.number == number else slot for slot in self._slots]
 
-    def tick(self) -> list[Event]:
-        """Gives free rows to waiting requests, reads some of their prompts, and draws a token for each row that can.
+    def tick(self) -> None:
+        """Gives free rows to waiting requests, reads a chunk of a prompt, and draws a token for each row that can.
 
-        Prompts go first as long as most rows wait for theirs, for a step costs the same however few it serves;
-        then it is a chunk of one prompt a step, and nobody waits long for the next token.
+        A step costs the same however few rows it serves: as long as most of them still read, there is none. Then
+        it is a chunk of one prompt a step, and nobody waits long for the next token.
         """
         self._admit()
         events = self._read_prompts()
-        while self._count("reading") > self._count("draws"):
-            events += self._read_prompts()
-        events += self._draw()
+        if self._count("reading") <= self._count("draws"):
+            events += self._draw()
+        for event in events:
+            self._events[event.request].append(event)
         over = {event.request for event in events if event.finish}
         self._slots = [None if slot is not None and slot.number in over else slot for slot in self._slots]
-        return events
 
-    def _submit(self, request: Request) -> Slot:
+    def _count(self, what: str) -> int:
+        return sum(slot is not None and getattr(slot, what) for slot in self._slots)
+
+    def _checked(self, request: Request) -> Slot:
         length = len(request.prompt) + request.max_tokens
         if length > self.max_len:
             limit = "model's max_seq_len" if self.max_len == self.config.max_seq_len else "engine's max_len"
@@ -170,49 +218,62 @@ class Engine:
             raise UserError(f"the prompt has the token {strange[0]}; ids lie in [0, {self.config.vocab_size})")
         if request.stop and self.tokenizer is None:
             raise UserError("stop texts need a tokenizer: give the engine one, or stop_ids to the request")
-        slot = Slot(self._submitted, request, self.tokenizer)
+        return Slot(request, self.tokenizer)
+
+    def _enqueue(self, slot: Slot) -> int:
+        slot.number = self._submitted
         self._submitted += 1
         self._waiting.append(slot)
-        return slot
-
-    def _count(self, what: str) -> int:
-        return sum(slot is not None and getattr(slot, what) for slot in self._slots)
+        self._events[slot.number] = []
+        return slot.number
 
     def _admit(self) -> None:
         for row, slot in enumerate(self._slots):
-            if slot is not None or not self._waiting:
-                continue
-            self._slots[row] = slot = self._waiting.popleft()
-            for block in self._prefixes.find(slot.inputs, slot.unscored // self._chunk):
-                self._pool.write_block(row, slot.done, block)
-                slot.done += self._chunk
-            if slot.request.repetition_penalty != 1:
-                self._pool.see(row, slot.prompt)
+            if slot is None and self._waiting:
+                self._slots[row] = slot = self._waiting.popleft()
+                if slot.request.repetition_penalty != 1:
+                    self._pool.see(row, slot.prompt)
 
     def _read_prompts(self) -> list[Event]:
-        """One chunk for a row of each part of the pool, all of one length; other rows wait for a later tick."""
-        reading: dict[int, tuple[int, Slot]] = {}
-        for row, slot in enumerate(self._slots):
-            if slot is not None and slot.reading:
-                reading.setdefault(self._pool.part(row), (row, slot))
-        if not reading:
+        """One chunk for a row of each part of the pool, all of one length; other rows wait for a later tick.
+
+        The oldest request comes first, and says the length.
+        """
+        reading = [
+            (slot.number, row, slot) for row, slot in enumerate(self._slots) if slot is not None and slot.reading
+        ]
+        now: dict[int, tuple[int, Slot]] = {}
+        size = 0
+        for _, row, slot in sorted(reading, key=lambda item: item[0]):
+            if self._pool.part(row) in now:
+                continue
+            self._reuse(row, slot)
+            if slot.reading and size in (0, self._chunk_size(slot)):
+                size = self._chunk_size(slot)
+                now[self._pool.part(row)] = row, slot
+        if not now:
             return []
-        size = self._chunk_size(next(iter(reading.values()))[1])
-        now = {row: slot for row, slot in reading.values() if self._chunk_size(slot) == size}
-        counts = {row: min(size, len(slot.inputs) - slot.done) for row, slot in now.items()}
+        counts = {row: min(size, len(slot.inputs) - slot.done) for row, slot in now.values()}
         chunks = {
             row: Chunk(slot.done, slot.inputs[slot.done : slot.done + size], slot.targets(counts[row]))
-            for row, slot in now.items()
+            for row, slot in now.values()
         }
         scores = self._pool.read(chunks, size)
         events = []
-        for row, slot in now.items():
+        for row, slot in now.values():
             events += slot.read(counts[row], scores.get(row))
             whole = slot.inputs[: slot.done]
             if size == self._chunk and self._prefixes.wants(whole):
-                block = self._pool.read_block(row, slot.done - size, size)
-                self._prefixes.put(whole, block)
+                self._prefixes.put(whole, self._pool.read_block(row, slot.done - size, size))
         return events
+
+    def _reuse(self, row: int, slot: Slot) -> None:
+        """Takes over the kept blocks that come next, if the row stands at the beginning of one."""
+        first, rest = divmod(slot.done, self._chunk)
+        if not rest:
+            for block in self._prefixes.find(slot.inputs, slot.unscored // self._chunk)[first:]:
+                self._pool.write_block(row, slot.done, block)
+                slot.done += self._chunk
 
     def _chunk_size(self, slot: Slot) -> int:
         rest = len(slot.inputs) - slot.done

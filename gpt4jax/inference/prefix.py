@@ -1,6 +1,7 @@
 """Keys and values of prompts' beginnings, kept on the host for the next prompt that begins the same way."""
 
 import hashlib
+import itertools
 from collections import OrderedDict
 
 import numpy as np
@@ -20,13 +21,9 @@ class PrefixCache:
 
     def find(self, tokens: np.ndarray, limit: int) -> list[tuple[np.ndarray, ...]]:
         """The blocks of the longest known beginning of `tokens`, no more than `limit` of them."""
-        found: list[tuple[np.ndarray, ...]] = []
-        for key in self._keys(tokens)[:limit]:
-            if key not in self._blocks:
-                break
-            self._blocks.move_to_end(key)
-            found.append(self._blocks[key])
-        return found
+        keys = list(itertools.takewhile(self._blocks.__contains__, self._keys(tokens)[:limit]))
+        self._touch(keys)
+        return [self._blocks[key] for key in keys]
 
     def wants(self, tokens: np.ndarray) -> bool:
         """Whether the last whole block of `tokens` is not yet there."""
@@ -35,10 +32,18 @@ class PrefixCache:
 
     def put(self, tokens: np.ndarray, block: tuple[np.ndarray, ...]) -> None:
         """Keeps the last whole block of `tokens`, where `wants` says so."""
-        self._blocks[self._keys(tokens)[-1]] = block
+        keys = self._keys(tokens)
+        self._blocks[keys[-1]] = block
+        self._touch(keys)
         self._bytes += _bytes(block)
         while self._bytes > self.max_bytes:
             self._bytes -= _bytes(self._blocks.popitem(last=False)[1])
+
+    def _touch(self, keys: list[bytes]) -> None:
+        """A block is of no use without those before it: they are dropped after it."""
+        for key in reversed(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
 
     def _keys(self, tokens: np.ndarray) -> list[bytes]:
         keys, key = [], b""

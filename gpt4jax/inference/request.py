@@ -1,13 +1,24 @@
 """What is asked of the engine, and what it answers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from gpt4jax.errors import UserError
 from gpt4jax.inference.programs import MAX_TOP_LOGPROBS
+
+_WHOLE = (
+    ("max_tokens", 0, 2**31 - 1), ("top_k", 0, 2**31 - 1), ("seed", 0, 2**32 - 1), ("top_logprobs", 0, MAX_TOP_LOGPROBS),
+)  # fmt: skip
+# Beyond these, float32 would make infinities of ordinary logits.
+_REAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("temperature", "0 (greedy) or from 0.001 to 1000", lambda x: x == 0 or 1e-3 <= x <= 1e3),
+    ("top_p", "above 0 and at most 1", lambda x: 1e-30 <= x <= 1),
+    ("min_p", "from 0 to 1", lambda x: 0 <= x <= 1),
+    ("repetition_penalty", "from 0.001 to 1000 (1: none)", lambda x: 1e-3 <= x <= 1e3),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,35 +54,37 @@ class Request:
     score_from: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "stop"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(
+                    f"{name} is a text; it must be a list of {'token ids' if name == 'prompt' else 'texts'}"
+                )
         if not len(self.prompt):
             raise UserError("the prompt has no tokens")
-        if self.max_tokens < (self.score_from is None):
-            raise UserError(f"max_tokens is {self.max_tokens}; it must be at least 1 (0 where the prompt is scored)")
-        for name, good, must in (
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0 (0: all)"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1: none)"),
-            ("seed", 0 <= self.seed < 2**32, "in [0, 2**32)"),
-            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"from 0 to {MAX_TOP_LOGPROBS}"),
-        ):
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {must}")
+        for name, low, high in _WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or not low <= value <= high:
+                raise UserError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+        for name, must, good in _REAL:
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.floating) or not good(value):
+                raise UserError(f"{name} is {value!r}; it must be {must}")
+        if not self.max_tokens and self.score_from is None:
+            raise UserError("max_tokens is 0; it must be at least 1, unless the prompt is to be scored")
         cuts = [name for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if getattr(self, name) != off]
         if self.temperature == 0 and cuts:
             raise UserError(f"temperature 0 is greedy, so there is nothing for {cuts[0]} to cut; set one of them only")
         if any(not text for text in self.stop):
             raise UserError("a stop text is empty")
-        if self.score_from is not None and not 1 <= self.score_from < len(self.prompt):
+        if self.score_from is not None and self.score_from not in range(1, len(self.prompt)):
             raise UserError(
-                f"score_from is {self.score_from}; it must be at least 1, for the first token follows nothing, and "
+                f"score_from is {self.score_from!r}; it must be at least 1, for the first token follows nothing, and "
                 f"below the prompt's {len(self.prompt)} tokens"
             )
 
 
 class Event(NamedTuple):
-    """One token of one request, or its end. Texts, put together, are the request's text."""
+    """News of a request: a token, some text, or its end. Texts, put together, are the request's text."""
 
     request: int  # its number: the order of submission
     token: int | None = None  # None: no new token, and for one that ended the text

@@ -35,7 +35,8 @@ def log_distribution(logits_bv: jax.Array, seen_bv: jax.Array, settings: Setting
     logits_bv = jnp.where(seen_bv, penalized_bv, logits_bv)
 
     def warm() -> jax.Array:
-        scaled_bv = logits_bv / jnp.where(temperature_b1 > 0, temperature_b1, 1)
+        from_best_bv = logits_bv - jnp.max(logits_bv, axis=-1, keepdims=True)
+        scaled_bv = from_best_bv / jnp.where(temperature_b1 > 0, temperature_b1, 1)
         scaled_bv = _top_k(scaled_bv, settings.top_k_b)
         scaled_bv = _top_p(scaled_bv, settings.top_p_b)
         least_b1 = jnp.max(scaled_bv, axis=-1, keepdims=True) + jnp.log(settings.min_p_b)[:, None]

@@ -1,10 +1,12 @@
 """One request on its way through the engine: what of it is read, drawn and told."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from gpt4jax.data.tokenizer import Tokenizer
+from gpt4jax.errors import UserError
 from gpt4jax.inference.programs import Scores
 from gpt4jax.inference.request import Event, Request, Result
 from gpt4jax.inference.text import TextStream
@@ -17,8 +19,9 @@ class Slot:
     place where anything is drawn.
     """
 
-    def __init__(self, number: int, request: Request, tokenizer: Tokenizer | None):
-        self.number, self.request = number, request
+    def __init__(self, request: Request, tokenizer: Tokenizer | None):
+        self.request = request
+        self.number = -1  # the engine's, once it is queued
         self.prompt = np.asarray(request.prompt, np.int32)
         self.done = 0  # tokens in the cache
         self.drawn = 0
@@ -67,16 +70,15 @@ class Slot:
         self.done += 1
         self.drawn += 1
         self.token = token
+        if math.isnan(logprob):
+            raise UserError("the model gives no number for a token's probability: its weights are damaged")
         if token in self._stop_ids:
             return Event(self.number, text=self._text.end() if self._text else "", finish="stop")
         text = self._text.feed(token) if self._text else ""
-        finish = ""
-        if self._text and self._text.stopped:
-            finish = "stop"
-        elif self.drawn == self.request.max_tokens:
-            finish = "length"
-            text += self._text.end() if self._text else ""
-            # The last held-back characters may complete a stop text only with more of them: never here.
+        last = self.drawn == self.request.max_tokens
+        if self._text and last:
+            text += self._text.end()
+        finish = "stop" if self._text and self._text.stopped else "length" if last else ""
         return Event(self.number, token, logprob, top_logprobs, text, finish)
 
     def result(self, events: Iterable[Event]) -> Result:

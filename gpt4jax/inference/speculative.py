@@ -35,14 +35,17 @@ class SpeculativePool(Pool):
     """A pool whose `draw` gives each row from one token to `draft_tokens` + 1."""
 
     def __init__(self, large: Mapping[str, Any], small: Mapping[str, Any], draft_tokens: int):
-        super().__init__(**large)
-        self._small = Pool(**small)
-        self._draft_tokens = draft_tokens
-        if self._small.config.vocab_size != self.config.vocab_size:
+        if draft_tokens < 1:
+            raise ValueError(f"the draft model guesses {draft_tokens} tokens at a time; it must be at least 1")
+        sizes = [options["config"].vocab_size for options in (small, large)]
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"the draft model has a vocabulary of {self._small.config.vocab_size}, not {self.config.vocab_size}: "
-                "it must share the model's tokenizer"
+                f"the draft model has a vocabulary of {sizes[0]}, not {sizes[1]}: it must share the model's tokenizer"
             )
+        # The small one first, and never consumed: its parameters may be some of the large one's.
+        self._small = Pool(**dict(small, consume=False))
+        super().__init__(**large)
+        self._draft_tokens = draft_tokens
 
     def draw(self, rows: Rows) -> Drawn:
         """From one token to `draft_tokens` + 1 for every row, on the host."""

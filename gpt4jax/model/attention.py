@@ -19,7 +19,7 @@ from gpt4jax.model.masks import Mask
 # Of queries. On two CPU cores, 256 tokens and heads of 64, forward and backward: 64 takes 23 ms, 128 and 256
 # take 26 to 29 ms, `reference` takes 35 ms. At most so many blocks are unrolled into one program.
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8
-_CACHE_BLOCK = 128  # places of a KV cache that are read at once
+CACHE_BLOCK = 128  # places of a KV cache that are read at once
 CACHE_AXES = ("act_batch", "act_kv_heads", "act_len", "act_head_dim")
 
 
@@ -120,8 +120,8 @@ def attend_cached(
 
     The cache is read in blocks of a fixed size, up to the longest row's end, and each block is added to a
     running softmax (Milakov and Gimelshein 2018). A block behind a row's own end adds exactly nothing to it:
-    so a row's result, to the last bit, depends neither on the other rows nor on the cache's size, and the
-    time follows the tokens that are there. Place s of a cache holds the token at position s.
+    so a row's result, to the last bit, depends neither on the other rows nor on the size of a cache of at least
+    one block, and the time follows the tokens that are there. Place s of a cache holds the token at position s.
     """
     b, t, n, h = q_btnh.shape
     k, s = cached.cache.k_bksh.shape[1:3]
@@ -130,7 +130,7 @@ def attend_cached(
     q_pos_bm = jnp.tile(q_pos_bt, (1, n // k))
     stable = jnp.promote_types(q_btnh.dtype, jnp.float32)
     lowest = jnp.finfo(stable).min
-    size = min(_CACHE_BLOCK, s)
+    size = min(CACHE_BLOCK, s)
 
     def add_block(i, carry):
         top, total, out = carry

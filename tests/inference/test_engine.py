@@ -1,5 +1,7 @@
 """Whatever else runs beside it, a request's result is the same bits; and it is what the plain forward pass says."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def test_cached_greedy_equals_uncached_argmax(served):
     assert near <= 2
 
 
-def test_alone_in_any_company_in_any_order_and_with_a_kept_beginning_the_bits_are_the_same(served):
+def test_the_bits_are_the_same_alone_in_any_company_in_any_order_and_with_a_kept_beginning(served):
     config, params, engine = served
     requests = mixed(24)
     together = engine.generate(requests)
@@ -129,8 +131,11 @@ def test_loglikelihood_is_that_of_the_plain_forward_pass(served):
         assert is_greedy == (after == list(greedy))
 
 
-def test_no_program_is_compiled_after_the_warm_up(served):
-    _, _, engine = served
+@pytest.mark.parametrize("max_len", [64, 39])
+def test_no_program_is_compiled_after_the_warm_up(served, max_len):
+    config, params, engine = served
+    if max_len != engine.max_len:
+        engine = Engine(config, params, rows=3, max_len=max_len)
     engine.warm_up()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -138,8 +143,56 @@ def test_no_program_is_compiled_after_the_warm_up(served):
     )
     jax.jit(lambda x: x + 41)(1)
     assert len(compiled) == 1
-    engine.generate(mixed(200, seed=5))
+    engine.generate(r for r in mixed(200, seed=5) if len(r.prompt) + r.max_tokens <= max_len)
     assert len(compiled) == 1
+
+
+def test_consumers_do_not_take_each_others_tokens(served):
+    _, _, engine = served
+    requests = [Request([i + 1, 2, 3], 12, seed=i) for i in range(4)]
+    expected = [result.tokens for result in engine.generate(requests)]
+    submitted = engine.submit(requests[0])
+    one, two = engine.stream(requests[1]), engine.stream(requests[2])
+    told: tuple[list[int], list[int]] = ([], [])
+    for events in itertools.zip_longest(one, two):
+        for event, tokens in zip(events, told, strict=True):
+            tokens += [event.token] if event is not None and event.token is not None else []
+        if len(told[0]) == 5:
+            assert engine.generate([requests[3]])[0].tokens == expected[3]
+    assert [tuple(tokens) for tokens in told] == expected[1:3]
+    assert tuple(event.token for event in engine.poll(submitted)) == expected[0]
+    assert engine.poll(submitted) == [] and not engine._events
+
+
+def test_a_request_that_cannot_be_leaves_nothing_behind(served):
+    _, _, engine = served
+    with pytest.raises(UserError, match="exceed"):
+        engine.generate([Request([1], 5), Request([1], 64)])
+    events = engine.generate([Request([1], 3)] * 2)
+    assert len(events) == 2 and not engine._waiting and not engine._events
+
+
+def test_the_oldest_prompt_is_read_first():
+    config = tiny("gpt")
+    engine = Engine(config, perturbed(config), rows=3, prefix_bytes=0)
+    short = [engine.submit(Request([1, 2], 2, seed=i)) for i in range(2)]
+    long = engine.submit(Request(list(range(50)), 2))
+    short += [engine.submit(Request([1, 2], 2, seed=i)) for i in range(30)]
+    order = []
+    while len(order) < 33:
+        engine.tick()
+        order += [number for number in (*short, long) if any(event.finish for event in engine.poll(number))]
+    assert order.index(long) < 12
+
+
+def test_a_common_beginning_is_read_once_even_by_prompts_that_come_together(monkeypatch):
+    config = tiny("llama")
+    engine = Engine(config, perturbed(config), rows=3)
+    read = []
+    whole = engine._pool.read
+    monkeypatch.setattr(engine._pool, "read", lambda chunks, size: read.append(size) or whole(chunks, size))
+    engine.generate([Request([*range(40), i], 2) for i in range(3)])
+    assert sorted(read) == [8, 8, 8, 16, 16]
 
 
 def test_seeds_limits_and_streams(served):
@@ -150,7 +203,8 @@ def test_seeds_limits_and_streams(served):
     whole = run(seed=3)
     assert run(seed=3, stop_ids=frozenset([whole[5]])) == whole[: whole.index(whole[5])]
     stream = engine.stream(Request([1, 2], 30, seed=3))
-    assert tuple(next(stream).token for _ in range(20)) == whole
+    told = (event.token for event in stream if event.token is not None)
+    assert tuple(itertools.islice(told, 20)) == whole
     stream.close()
     assert engine.generate([Request([1, 2], 20, seed=3)])[0].tokens == whole
     assert all(slot is None for slot in engine._slots)
@@ -175,7 +229,7 @@ def test_top_logprobs_are_the_likeliest(served):
 def test_a_penalty_keeps_greedy_choice_from_repeating(served):
     _, _, engine = served
     plain, never = engine.generate(
-        [Request([7, 8], 40, temperature=0.0), Request([7, 8], 40, temperature=0.0, repetition_penalty=1e9)]
+        [Request([7, 8], 40, temperature=0.0), Request([7, 8], 40, temperature=0.0, repetition_penalty=1e3)]
     )
     assert len(set(plain.tokens)) < 40 and len({7, 8, *never.tokens}) == 42
 
@@ -225,11 +279,18 @@ def test_text_stop_texts_and_ids_that_the_tokenizer_lacks():
     [
         ({"prompt": []}, "no tokens"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5"),
+        ({"prompt": "ab"}, "prompt is a text"),
+        ({"stop": "ab"}, "stop is a text"),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-38}, "temperature is 1e-38"),
+        ({"top_k": 2**31}, "top_k is"),
         ({"top_p": 0}, "top_p is 0"),
         ({"min_p": 2}, "min_p is 2"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"repetition_penalty": 1e-44}, "repetition_penalty is"),
         ({"seed": 2**32}, "seed is"),
         ({"top_logprobs": 21}, "from 0 to 20"),
         ({"temperature": 0, "top_k": 3}, "nothing for top_k to cut"),

@@ -62,3 +62,5 @@ def test_a_draft_of_another_vocabulary_is_refused():
     other = model.Config(**SHAPES["gpt"])
     with pytest.raises(ValueError, match="a vocabulary of 96, not 6"):
         Engine(LARGE, perturbed(LARGE), draft=Draft(other, perturbed(other)))
+    with pytest.raises(ValueError, match="guesses 0 tokens"):
+        Engine(LARGE, perturbed(LARGE), draft=Draft(SMALL, perturbed(SMALL), tokens=0))
