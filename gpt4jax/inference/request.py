@@ -10,7 +10,8 @@ from gpt4jax.errors import UserError
 from gpt4jax.inference.programs import MAX_TOP_LOGPROBS
 
 _WHOLE = (
-    ("max_tokens", 0, 2**31 - 1), ("top_k", 0, 2**31 - 1), ("seed", 0, 2**32 - 1), ("top_logprobs", 0, MAX_TOP_LOGPROBS),
+    ("max_tokens", 0, 2**31 - 1), ("top_k", 0, 2**31 - 1), ("seed", 0, 2**32 - 1),
+    ("top_logprobs", 0, MAX_TOP_LOGPROBS),
 )  # fmt: skip
 # Beyond these, float32 would make infinities of ordinary logits.
 _REAL: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
@@ -67,7 +68,7 @@ class Request:
                 raise UserError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
         for name, must, good in _REAL:
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.floating) or not good(value):
+            if not isinstance(value, int | float | np.floating) or not good(float(value)):
                 raise UserError(f"{name} is {value!r}; it must be {must}")
         if not self.max_tokens and self.score_from is None:
             raise UserError("max_tokens is 0; it must be at least 1, unless the prompt is to be scored")
