@@ -149,8 +149,9 @@ def _start(fast) -> tuple[int, ...]:
 
 def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:
     """The bytes that each id stands for."""
-    decoder = json.loads(text).get("decoder") or {}
-    kinds = {one["type"] for one in decoder.get("decoders", [decoder]) if "type" in one}
+    decoder = json.loads(text).get("decoder")
+    several = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
+    kinds = {one["type"] for one in several if isinstance(one, dict) and "type" in one}
     if "ByteLevel" in kinds:
         byte_of = {char: bytes([byte]) for byte, char in enumerate(tokenizer_json.ALPHABET)}
 

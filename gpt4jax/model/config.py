@@ -1,7 +1,6 @@
 """The shape of a decoder: one frozen dataclass, checked when it is made."""
 
 import dataclasses
-import math
 import numbers
 from typing import Any
 
@@ -134,11 +133,9 @@ class Config:
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
-    if kind is int:
-        fits, words = isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"
-    elif kind is float:
-        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        words = "a finite number"
+    if kind in (int, float):
+        number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+        fits, words = number and -1e38 < value < 1e38, "a whole number" if kind is int else "a finite number"
     elif kind in (bool, str):
         fits, words = isinstance(value, kind), "true or false" if kind is bool else "a text"
     else:

@@ -193,6 +193,9 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"neither a byte-level nor a SentencePiece.*WordPiece"):
         foreign.read(saved(tmp_path, fast, tokenizer_config=dict(eos_token="<eos>")))
     path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(fast.to_str()) | {"decoder": ["a"]}))
+    with pytest.raises(UserError, match=r"neither a byte-level nor a SentencePiece.*none"):
+        foreign.read(tmp_path)
     path.write_text(path.read_text()[:-50])
     with pytest.raises(UserError, match="is no tokenizer that the `tokenizers` library can read"):
         foreign.read(tmp_path)

@@ -85,6 +85,8 @@ def test_what_transformers_lacks_is_named(reason):
         ("llama", dict(rms_norm_eps="1e-5"), "rms_norm_eps is '1e-5', not a finite number"),
         ("llama", dict(rms_norm_eps=None), "has no rms_norm_eps"),
         ("llama", dict(num_attention_heads=0), "num_attention_heads is 0, not a whole"),
+        ("mistral", dict(num_hidden_layers=10**30), "num_hidden_layers is 10+, not a whole"),
+        ("llama", dict(rms_norm_eps=10**400), "rms_norm_eps is 10+, not a finite number"),
         ("llama", dict(num_attention_heads=True), "num_attention_heads is True, not a whole"),
         ("llama", dict(tie_word_embeddings="no"), "tie_word_embeddings is 'no', not true or false"),
         ("llama", dict(attention_bias="false"), "attention_bias is 'false', not true or false"),
