@@ -31,17 +31,34 @@ def read(folder: pathlib.Path) -> Tokenizer:
     settings = files.read_json(folder / CONFIG)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
+        if not all(isinstance(one, dict) and isinstance(one.get("template"), str) for one in template):
+            raise UserError(f"{folder / CONFIG}: chat_template is a list, but not of names and templates")
         template = next((one["template"] for one in template if one.get("name") == "default"), None)
     if (folder / TEMPLATE).is_file():
-        template = (folder / TEMPLATE).read_text()
+        template = _text(folder / TEMPLATE)
     stops: list[int] = []
     for name in ("config.json", GENERATION):
         stated = files.read_json(folder / name).get("eos_token_id")
-        stops += stated if isinstance(stated, list) else [] if stated is None else [stated]
+        ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if not all(type(i) is int for i in ids):
+            raise UserError(f"{folder / name}: eos_token_id is {stated!r}, neither an id nor a list of ids")
+        stops += ids
     roles = {role: settings[role] for role in ROLES if settings.get(role)}
-    roles = {role: token["content"] if isinstance(token, dict) else token for role, token in roles.items()}
-    text = (folder / FILE).read_text()
+    roles = {role: token.get("content") if isinstance(token, dict) else token for role, token in roles.items()}
+    for role, token in roles.items():
+        if not isinstance(token, str):
+            raise UserError(f"{folder / CONFIG}: {role} is {settings[role]!r}, which names no token")
+    if not isinstance(settings.get("add_bos_token"), bool | None):
+        raise UserError(f"{folder / CONFIG}: add_bos_token is {settings['add_bos_token']!r}, neither true nor false")
+    text = _text(folder / FILE)
     return from_json(text, roles, stops, add_bos=settings.get("add_bos_token"), template=template, where=folder / FILE)
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8: {error}") from error
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
@@ -83,20 +100,24 @@ def from_json(
     """
     from tokenizers import Tokenizer as Fast
 
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{where}: its chat template is {template!r}, no text")
     try:
         fast, markup = Fast.from_str(text), Fast.from_str(text)
+        start = _start(fast)  # encodes, which some damage keeps it from
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{where} is no tokenizer that the `tokenizers` library can read: {error}") from error
+    if not fast.get_vocab_size():
+        raise UserError(f"{where} has no tokens")
     special = {token.content: i for i, token in fast.get_added_tokens_decoder().items() if token.special}
     roles = {role: token for role, token in roles.items() if fast.token_to_id(token) is not None}
     special |= {token: i for token in roles.values() if (i := fast.token_to_id(token)) is not None}
     bos = roles.get("bos_token")
-    start = _start(fast)
     if add_bos is not None and bool(add_bos and bos) != bool(start):
         fast.post_processor = tokenizer_json.prefixed(bos if add_bos else None, special.get(bos or ""))
         text, start = fast.to_str(), _start(fast)
     pieces = _pieces(fast, text, set(special.values()), where)
-    stops = [i for i in stops if i < len(pieces)]  # a config's default may lie outside, where no token is
+    stops = [i for i in stops if 0 <= i < len(pieces)]  # a config's default may lie outside, where no token is
     ends = [special[token] for token in (*_END_OF_DOCUMENT, roles.get("eos_token", "")) if token in special]
     if not ends and not stops:
         raise UserError(f"{where} names no token that ends a text: no eos_token in {CONFIG} or config.json")
@@ -128,8 +149,9 @@ def _start(fast) -> tuple[int, ...]:
 
 def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:
     """The bytes that each id stands for."""
-    decoder = json.loads(text).get("decoder") or {}
-    kinds = {one["type"] for one in decoder.get("decoders", [decoder]) if "type" in one}
+    decoder = json.loads(text).get("decoder")
+    several = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
+    kinds = {one["type"] for one in several if isinstance(one, dict) and "type" in one}
     if "ByteLevel" in kinds:
         byte_of = {char: bytes([byte]) for byte, char in enumerate(tokenizer_json.ALPHABET)}
 

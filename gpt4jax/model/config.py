@@ -1,6 +1,8 @@
 """The shape of a decoder: one frozen dataclass, checked when it is made."""
 
 import dataclasses
+import numbers
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -70,12 +72,15 @@ class Config:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            _check_type(field.name, value, field.type)
             if field.type is int and field.name not in ("loss_chunk_len", "rope_original_max_len") and value < 1:
                 raise ValueError(f"model.{field.name} is {value}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.position == "rope" and self.head_dim % 2:
             raise ValueError(f"model.head_dim {self.head_dim} is odd; rotary positions turn pairs of dimensions")
+        if self.rope_theta <= 0:
+            raise ValueError(f"model.rope_theta is {self.rope_theta}; it must be above 0")
         self._check_rope_scaling()
         if not self.attention or self.num_layers % len(self.attention):
             raise ValueError(
@@ -125,3 +130,15 @@ class Config:
     def stable_dtype(self) -> jnp.dtype:
         """The type of norms, softmax, rotations and losses: float32, or float64 where all is float64."""
         return jnp.promote_types(self.compute_dtype, jnp.float32)
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    if kind in (int, float):
+        number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+        fits, words = number and -1e38 < value < 1e38, "a whole number" if kind is int else "a finite number"
+    elif kind in (bool, str):
+        fits, words = isinstance(value, kind), "true or false" if kind is bool else "a text"
+    else:
+        fits, words = isinstance(value, tuple), "a tuple"
+    if not fits:
+        raise ValueError(f"model.{name} is {value!r}; it must be {words}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
-from gpt4jax import model, weights
+from gpt4jax import files, model, weights
 from gpt4jax.data import foreign, tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.model.parameters import Params
@@ -45,14 +45,16 @@ def find(
     place: Callable[[Any], Params]
     source = pathlib.Path(config.init_from).expanduser()
     if (source / "checkpoints").is_dir():
-        old = configuration.from_json(source / "config.json")
-        _check(config.init_from, model_config, configuration.model_config(old))
+        old = _config_of_run(source)
+        _check(config.init_from, model_config, _shape_of_run(old, source))
         tok = _as_foreign(tokenizer.of_run(old.data.tokenizer, source, cache_dir)) if own else None
 
         def place(shardings: Any) -> Params:
             return checkpoint.load_params(source, model_config, say, shardings)[1]
+    elif {"model", "data"} <= files.read_json(source / "config.json").keys():
+        raise UserError(f"init_from {source} is a run that holds no sound checkpoint: it has no checkpoints/")
     else:
-        opened = weights.open_weights(config.init_from, cache_dir=cache_dir)
+        opened = weights.open_weights(config.init_from, cache_dir=cache_dir, say=say)
         _check(config.init_from, model_config, opened.config)
         tok = opened.tokenizer if own else None
         if own and tok is None:
@@ -63,6 +65,20 @@ def find(
 
     say(f"parameters from {config.init_from}")
     return Start(place, tok)
+
+
+def _config_of_run(source: pathlib.Path) -> Any:
+    path = source / "config.json"
+    if not path.is_file():
+        raise UserError(f"init_from {source} has checkpoints/ but no config.json, so it is no whole run")
+    return configuration.from_json(path)
+
+
+def _shape_of_run(config: Any, source: pathlib.Path) -> model.Config:
+    try:
+        return configuration.model_config(config)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source / 'config.json'} describes no decoder: {error}") from error
 
 
 def _as_foreign(tok: tokenizer.Tokenizer) -> tokenizer.Tokenizer:

@@ -53,8 +53,12 @@ class Loaded:
         return None if self.tokenizer is None else self.tokenizer.chat_template
 
 
-def open_weights(name: str, *, cache_dir: pathlib.Path | None = None) -> Opened:
+def open_weights(
+    name: str, *, cache_dir: pathlib.Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> Opened:
     """Finds weights by name (`source.find`) and checks them; reads no tensor but a tied one that is there twice.
+
+    `say` hears of a tokenizer that has few of the model's ids.
 
     Raises:
         UserError: nothing of that name, damaged, of an architecture that is not supported, or with a tokenizer
@@ -77,7 +81,14 @@ def open_weights(name: str, *, cache_dir: pathlib.Path | None = None) -> Opened:
             f"{path}: its tokenizer does not fit the vocabulary: it has ids up to {tokenizer.vocab_size - 1}, "
             f"and the model's vocab_size is {config.vocab_size}"
         )
+    if tokenizer is not None and 2 * (tokens := _count(tokenizer)) < config.vocab_size:
+        say(f"{path}: its tokenizer has {tokens} tokens for a model of {config.vocab_size} ids; is it the right one?")
     return Opened(config, tensors, tokenizer, path)
+
+
+def _count(tokenizer: Tokenizer) -> int:
+    """How many ids have a token."""
+    return sum(map(bool, tokenizer.pieces)) + len(tokenizer.special)
 
 
 def load(
@@ -95,12 +106,12 @@ def load(
         cache_dir: where a pinned package is kept; None: where everything is (`files.cache_dir`).
         mesh: parameters lie on it as `partition.param_shardings` says.
         dtype: "float32", "bfloat16", or "" for the type they are stored in (of GGUF's and float16: float32).
-        say: hears what was loaded.
+        say: hears what was loaded, and what is odd about it.
 
     Raises:
         UserError: as `open_weights` does; or a mesh over which a parameter doesn't divide.
     """
-    opened = open_weights(name, cache_dir=cache_dir)
+    opened = open_weights(name, cache_dir=cache_dir, say=say)
     dtype = dtype or opened.tensors.stored
     config = dataclasses.replace(opened.config, dtype=dtype, param_dtype=dtype)
     shardings = None

@@ -12,6 +12,7 @@ from typing import Any
 from gpt4jax import model
 from gpt4jax.errors import UserError
 from gpt4jax.weights import rope
+from gpt4jax.weights.fields import checked
 
 OURS = "GPT4JaxDecoder"  # a decoder that no architecture of transformers expresses: `weights` alone reads it
 OURS_KEY = "gpt4jax_config"
@@ -64,6 +65,10 @@ def from_hf(hf: Mapping[str, Any]) -> model.Config:
 
 def _architecture(hf: Mapping[str, Any]) -> str:
     names = hf.get("architectures") or [_MODEL_TYPES.get(str(hf.get("model_type")), hf.get("model_type"))]
+    if not isinstance(names, list):
+        raise UserError(f"config.json: architectures is {names!r}, not a list of names")
+    if names == [None]:
+        raise UserError("config.json names no architecture")
     if len(names) != 1 or names[0] not in SUPPORTED:
         raise UserError(
             f"the architecture {', '.join(map(str, names))} is not supported; supported are {', '.join(SUPPORTED)}"
@@ -73,7 +78,10 @@ def _architecture(hf: Mapping[str, Any]) -> str:
 
 def _from_ours(hf: Mapping[str, Any]) -> model.Config:
     known = {field.name for field in dataclasses.fields(model.Config)}
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in hf.get(OURS_KEY, {}).items()}
+    stated = hf.get(OURS_KEY, {})
+    if not isinstance(stated, dict):
+        raise UserError(f"config.json: {OURS_KEY} is {stated!r}, not an object")
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stated.items()}
     if strange := sorted(values.keys() - known):
         raise UserError(f"config.json: {OURS_KEY} has a field {strange[0]!r} that this version of gpt4jax lacks")
     try:
@@ -82,10 +90,17 @@ def _from_ours(hf: Mapping[str, Any]) -> model.Config:
         raise UserError(f"config.json: {OURS_KEY} describes no decoder: {error}") from error
 
 
-def _need(hf: Mapping[str, Any], field: str) -> Any:
-    if hf.get(field) is None:
+def _need(hf: Mapping[str, Any], field: str, kind: type = int, default: Any = None) -> Any:
+    """A field's value; the default where it is absent, though not where it is null."""
+    value = hf.get(field, default)
+    if value is None:
         raise UserError(f"config.json has no {field}")
-    return hf[field]
+    return checked(value, kind, f"config.json: {field}")
+
+
+def _or(hf: Mapping[str, Any], field: str, default: Any, kind: type = int) -> Any:
+    """A field's value; the default where it is absent, null or 0."""
+    return checked(hf.get(field) or default, kind, f"config.json: {field}")
 
 
 def _from_gpt2(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,34 +109,35 @@ def _from_gpt2(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"config.json: n_embd {embed} is not a multiple of n_head {heads}")
     return dict(
         vocab_size=_need(hf, "vocab_size"), num_layers=_need(hf, "n_layer"), embed_dim=embed, num_heads=heads,
-        num_kv_heads=heads, head_dim=embed // heads, mlp_dim=hf.get("n_inner") or 4 * embed,
-        max_seq_len=_need(hf, "n_positions"), norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        init_std=hf.get("initializer_range", 0.02), tie_embeddings=hf.get("tie_word_embeddings", True),
+        num_kv_heads=heads, head_dim=embed // heads, mlp_dim=_or(hf, "n_inner", 4 * embed),
+        max_seq_len=_need(hf, "n_positions"), norm_eps=_need(hf, "layer_norm_epsilon", float, 1e-5),
+        init_std=_need(hf, "initializer_range", float, 0.02),
+        tie_embeddings=_need(hf, "tie_word_embeddings", bool, True),
     )  # fmt: skip
 
 
 def _from_llama(hf: Mapping[str, Any], name: str) -> dict[str, Any]:
     embed, heads, layers = (_need(hf, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    bias = bool(hf.get("attention_bias", False))
-    if bias != bool(hf.get("mlp_bias", False)):
+    bias = _or(hf, "attention_bias", False, bool)
+    if bias != _or(hf, "mlp_bias", False, bool):
         raise UserError(
             f"config.json: attention_bias is {bias} and mlp_bias {not bias}; our decoder has both biases or neither"
         )
     max_seq_len = _need(hf, "max_position_embeddings")
     return dict(
         vocab_size=_need(hf, "vocab_size"), num_layers=layers, embed_dim=embed, num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads") or heads, head_dim=_head_dim(hf, name, embed, heads),
+        num_kv_heads=_or(hf, "num_key_value_heads", heads), head_dim=_head_dim(hf, name, embed, heads),
         mlp_dim=_need(hf, "intermediate_size"), max_seq_len=max_seq_len, norm="rmsnorm",
-        norm_eps=hf.get("rms_norm_eps", _LLAMA_EPS), position="rope", activation="swiglu", use_bias=bias,
-        tie_embeddings=hf.get("tie_word_embeddings", False), qk_norm=name == "Qwen3ForCausalLM",
-        attention=_attention(hf, name, layers), init_std=hf.get("initializer_range", 0.02),
+        norm_eps=_need(hf, "rms_norm_eps", float, _LLAMA_EPS), position="rope", activation="swiglu", use_bias=bias,
+        tie_embeddings=_need(hf, "tie_word_embeddings", bool, False), qk_norm=name == "Qwen3ForCausalLM",
+        attention=_attention(hf, name, layers), init_std=_need(hf, "initializer_range", float, 0.02),
         **rope.from_hf(hf, max_seq_len),
     )  # fmt: skip
 
 
 def _head_dim(hf: Mapping[str, Any], name: str, embed: int, heads: int) -> int:
     if hf.get("head_dim"):
-        return hf["head_dim"]
+        return _need(hf, "head_dim")
     if name == "Qwen3ForCausalLM":
         return 128  # its class's default, whatever the width
     if embed % heads:
@@ -138,11 +154,17 @@ def _attention(hf: Mapping[str, Any], name: str, layers: int) -> tuple[str, ...]
         default = "full_attention" if window is None else "sliding_attention"
         types = [default] * layers
     else:
-        window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window") else None
-        first = layers if window is None else hf.get("max_window_layers", 28)
+        window = hf.get("sliding_window", 4096) if _or(hf, "use_sliding_window", False, bool) else None
+        first = hf.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise UserError(f"config.json: max_window_layers is {first!r}, not a whole number")
+        first = layers if window is None else first
         types = ["full_attention"] * min(first, layers) + ["sliding_attention"] * max(layers - first, 0)
+    if window is not None:
+        checked(window, int, "config.json: sliding_window")
     stated = hf.get("layer_types") or types
-    if len(stated) != layers or set(stated) - {"full_attention", "sliding_attention"}:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(stated, list) or len(stated) != layers or any(kind not in known for kind in stated):
         raise UserError(f"config.json: layer_types {stated} are not full or sliding attention for {layers} layers")
     if (name == "MistralForCausalLM" and stated != types) or (window is None and "sliding_attention" in stated):
         raise UserError(f"config.json: layer_types {stated} contradict sliding_window {window}")

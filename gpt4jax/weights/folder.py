@@ -47,11 +47,11 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
     if (folder / INDEX).is_file():
         try:
             placed = json.loads((folder / INDEX).read_text())["weight_map"].items()
+            paths = {name: folder / pathlib.PurePath(file).name for name, file in placed}  # never outside the folder
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{folder / INDEX} is no index of safetensors files: {error}") from error
         out: dict[pathlib.Path, set[str] | None] = {}
-        for name, file in placed:
-            path = folder / pathlib.PurePath(file).name  # never outside the folder
+        for name, path in paths.items():
             names = out.setdefault(path, set())
             assert names is not None
             names.add(name)

@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 from gpt4jax import model
 from gpt4jax.errors import UserError
 from gpt4jax.model import position
+from gpt4jax.weights.fields import checked
 
 # Their names by Hugging Face's.
 _NAMES = {
@@ -98,13 +99,14 @@ class GgufFile:
         shape = tuple(int(size) for size in self._tensors[theirs].shape)
         return shape if self._transposed(theirs) else shape[::-1]
 
-    def _get(self, key: str, default: Any = None) -> Any:
+    def _get(self, key: str, default: Any = None, kind: type | None = int) -> Any:
+        """A field's value, which must be of a kind (`fields.checked`); None: of any."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if value is None:
             raise UserError(f"{self.path} has no {self.architecture}.{key}")
         if isinstance(value, list):
             raise UserError(f"{self.path}: {self.architecture}.{key} differs from layer to layer, which we don't have")
-        return value
+        return value if kind is None else checked(value, kind, f"{self.path}: {self.architecture}.{key}")
 
     def _config(self) -> model.Config:
         known = _LLAMA_KEYS if self.architecture == "llama" else _GPT2_KEYS
@@ -112,64 +114,72 @@ class GgufFile:
             head, _, rest = key.partition(".")
             if head == self.architecture and rest not in known and self.metadata[key]:
                 raise UserError(f"{self.path}: {key} is {self.metadata[key]!r}, which we do not implement")
+        try:
+            return model.Config(**self._fields())
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path} describes no decoder of ours: {error}") from error
+
+    def _fields(self) -> dict[str, Any]:
         heads, embed = self._get("attention.head_count"), self._get("embedding_length")
         head_dim = self._get("attention.key_length", embed // heads)
         embedding = self._tensors.get("token_embd.weight")
         if embedding is None:
             raise UserError(f"{self.path} has no token_embd.weight")
-        fields = dict(
+        fields: dict[str, Any] = dict(
             vocab_size=int(embedding.shape[1]), num_layers=self._get("block_count"), embed_dim=embed,
             num_heads=heads, num_kv_heads=heads, head_dim=head_dim, mlp_dim=self._get("feed_forward_length"),
             max_seq_len=self._get("context_length"), tie_embeddings="output.weight" not in self._tensors,
         )  # fmt: skip
         if self.architecture == "gpt2":
-            fields["norm_eps"] = self._get("attention.layer_norm_epsilon")
-        else:
-            fields |= self._llama(heads, head_dim)
-        try:
-            return model.Config(**fields)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.path} describes no decoder of ours: {error}") from error
+            return fields | {"norm_eps": self._get("attention.layer_norm_epsilon", kind=float)}
+        return fields | self._llama(heads, head_dim)
 
     def _llama(self, heads: int, head_dim: int) -> dict[str, Any]:
         for key in ("attention.value_length", "rope.dimension_count"):
-            if self._get(key, head_dim) != head_dim:
-                raise UserError(f"{self.path}: llama.{key} is {self._get(key)}, not the head dimension {head_dim}")
-        theta = self._get("rope.freq_base", 10_000.0)
+            if (value := self._get(key, head_dim)) != head_dim:
+                raise UserError(f"{self.path}: llama.{key} is {value}, not the head dimension {head_dim}")
+        theta = self._get("rope.freq_base", 10_000.0, float)
         bias = any(name.endswith("attn_q.bias") for name in self._tensors)
         return dict(
             num_kv_heads=self._get("attention.head_count_kv", heads), norm="rmsnorm", position="rope",
-            norm_eps=self._get("attention.layer_norm_rms_epsilon"), rope_theta=theta, activation="swiglu",
+            norm_eps=self._get("attention.layer_norm_rms_epsilon", kind=float), rope_theta=theta, activation="swiglu",
             use_bias=bias, **self._rope_scaling(theta, head_dim),
         )  # fmt: skip
 
     def _rope_scaling(self, theta: float, head_dim: int) -> dict[str, Any]:
-        kind = self._get("rope.scaling.type", "none")
+        kind = self._get("rope.scaling.type", "linear", None)  # llama.cpp's default: a factor alone is linear
         if _ROPE_FREQS in self._tensors:
             return self._llama3(theta, head_dim)
         if kind == "none":
             return {}
         if kind not in ("linear", "yarn"):
             raise UserError(f"{self.path}: the rotary scaling {kind!r} is not implemented; implemented: linear, yarn")
-        fields = dict(rope_scaling=kind, rope_factor=self._get("rope.scaling.factor"))
+        stated = "llama.rope.scaling.type" in self.metadata
+        factor = self._get("rope.scaling.factor", None if stated else 1.0, float)
+        if not stated and factor in (0, 1):  # 0 is llama.cpp's for none
+            return {}
+        fields = dict(rope_scaling=kind, rope_factor=factor)
         if kind == "yarn":
             fields |= dict(
                 rope_original_max_len=self._get("rope.scaling.original_context_length"),
-                rope_beta_fast=self._get("rope.scaling.yarn_beta_fast", 32.0),
-                rope_beta_slow=self._get("rope.scaling.yarn_beta_slow", 1.0),
+                rope_beta_fast=self._get("rope.scaling.yarn_beta_fast", 32.0, float),
+                rope_beta_slow=self._get("rope.scaling.yarn_beta_slow", 1.0, float),
             )
         return fields
 
     def _llama3(self, theta: float, head_dim: int) -> dict[str, Any]:
         """Llama 3's scaling, if its usual numbers give the divisors that the file holds."""
         divisors = np.asarray(self._tensors[_ROPE_FREQS].data, np.float64).reshape(-1)
+        other = f"{self.path}: its {_ROPE_FREQS} are not those of Llama 3, and nothing else is implemented"
+        if divisors.shape != (head_dim // 2,) or not np.all(np.isfinite(divisors)):
+            raise UserError(other)
         fields = _LLAMA3 | dict(rope_factor=float(divisors.max()))
         sizes = dict(vocab_size=1, num_layers=1, embed_dim=1, num_heads=1, num_kv_heads=1, mlp_dim=1, max_seq_len=1)
         plain = theta ** (-np.arange(0, head_dim, 2) / head_dim)
         config = model.Config(**sizes, head_dim=head_dim, position="rope", rope_theta=theta, **fields)  # type: ignore[arg-type]
         expected = plain / np.asarray(position.llama3_frequencies(config, jnp.asarray(plain)), np.float64)
-        if divisors.shape != plain.shape or not np.allclose(divisors, expected, rtol=1e-4):
-            raise UserError(f"{self.path}: its {_ROPE_FREQS} are not those of Llama 3, and nothing else is implemented")
+        if not np.allclose(divisors, expected, rtol=1e-4):
+            raise UserError(other)
         return fields
 
 

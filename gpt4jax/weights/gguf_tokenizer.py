@@ -40,13 +40,16 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> Tokenizer:
     kind, pre = get("model"), get("pre")
     if kind != "gpt2":
         raise UserError(f"{path}: its tokenizer is of the kind {kind!r}; only 'gpt2' (byte-level BPE) is supported")
-    if pre not in _SPLITS:
+    if pre not in tuple(_SPLITS):
         raise UserError(f"{path}: its pre-tokenizer {pre!r} is not supported; supported are {', '.join(_SPLITS)}")
     tokens, merges, types = get("tokens"), get("merges"), get("token_type")
-    if not tokens or merges is None or types is None or len(types) != len(tokens):
+    if not (_all(tokens, str) and _all(merges, str) and _all(types, int)) or not 0 < len(tokens) == len(types):
         raise UserError(f"{path}: its tokenizer lacks tokens, merges or the types of tokens")
     pairs = [tuple(merge.split(" ")) for merge in merges]
     vocabulary = {token: i for i, token in enumerate(tokens)}
+    for pair in pairs:  # the library panics where a merge makes no token
+        if len(pair) != 2 or {*pair, "".join(pair)} - vocabulary.keys():
+            raise UserError(f"{path}: its tokenizer's merges and tokens do not belong together: {' '.join(pair)!r}")
     try:
         fast = Fast(models.BPE(vocabulary, pairs, ignore_merges=pre in _WHOLE_WORDS))
     except Exception as error:  # the library raises Exception itself
@@ -62,15 +65,22 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> Tokenizer:
         elif token_type == _USER_DEFINED:
             fast.add_tokens([AddedToken(token, special=False, normalized=False)])
     ids = {role: get(f"{name}_token_id") for role, name in _ROLES.items()}
-    if outside := [f"{role} {i}" for role, i in ids.items() if i is not None and i >= len(tokens)]:
+    # A stop that is no token is left out, as a config.json's is.
+    stops = [i for name in ("eos", "eot", "eom") if (i := get(f"{name}_token_id")) is not None]
+    if wrong := [i for i in (*ids.values(), *stops) if i is not None and not isinstance(i, int)]:
+        raise UserError(f"{path}: its tokenizer says the id {wrong[0]!r}, which is no whole number")
+    if outside := [f"{role} {i}" for role, i in ids.items() if i is not None and not 0 <= i < len(tokens)]:
         raise UserError(f"{path}: its tokenizer has {len(tokens)} tokens, but says {outside[0]}")
     roles = {role: tokens[i] for role, i in ids.items() if i is not None}
     # llama.cpp's own default where the file is silent.
     add_bos = get("add_bos_token", pre == "llama-bpe") and "bos_token" in roles
     if add_bos:
         fast.post_processor = tokenizer_json.prefixed(roles["bos_token"], ids["bos_token"])
-    stops = [get(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     return foreign.from_json(
-        fast.to_str(), roles, [i for i in stops if i is not None], add_bos=add_bos,
+        fast.to_str(), roles, stops, add_bos=add_bos,
         template=metadata.get("tokenizer.chat_template"), where=path,
     )  # fmt: skip
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

@@ -4,11 +4,12 @@ transformers 5 writes "rope_parameters", 4 wrote "rope_theta" and "rope_scaling"
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpt4jax import model
 from gpt4jax.errors import UserError
+from gpt4jax.weights.fields import checked
 
 _KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
 # Keys of ours by theirs, for each kind; what else stands there is an error.
@@ -24,6 +25,8 @@ _KEYS = {
         "attention_factor": "rope_attention_factor",
     },
 }  # fmt: skip
+_LENGTH = "original_max_position_embeddings"
+_NUMBERS = {"rope_theta", "mscale", "mscale_all_dim"}.union(*_KEYS.values())
 _HARMLESS = {"type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
 
 
@@ -33,11 +36,13 @@ def from_hf(hf: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
     Raises:
         UserError: a scaling that we do not implement, or one that lacks a number.
     """
-    stated = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
-    theta = stated.get("rope_theta") or hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta")
+    parameters = _section(hf, "rope_parameters")
+    stated = _section(hf, "rope_scaling") or parameters
+    _check(hf, ("rope_theta", _LENGTH), "")
+    theta = stated.get("rope_theta") or hf.get("rope_theta") or parameters.get("rope_theta")
     fields: dict[str, Any] = {"rope_theta": float(theta or 10_000.0)}
     theirs = stated.get("rope_type") or stated.get("type") or "default"
-    if theirs not in _KINDS:
+    if theirs not in tuple(_KINDS):
         raise UserError(
             f"config.json: the rotary scaling {theirs!r} is not implemented; implemented are {', '.join(_KINDS)}"
         )
@@ -50,13 +55,28 @@ def from_hf(hf: Mapping[str, Any], max_seq_len: int) -> dict[str, Any]:
     for key, value in stated.items():
         if key in _KEYS[kind] and value is not None:
             ours = _KEYS[kind][key]
-            fields[ours] = int(value) if ours == "rope_original_max_len" else float(value)
+            fields[ours] = value if key == _LENGTH else float(value)
         elif key not in _HARMLESS and value is not None and not (key == "partial_rotary_factor" and value == 1):
             raise UserError(f"config.json: the rotary scaling {theirs!r} has {key} {value!r}, which is not implemented")
     missing = _KEYS[kind].keys() & {"factor", "low_freq_factor", "high_freq_factor"} - stated.keys()
     if missing:
         raise UserError(f"config.json: the rotary scaling {theirs!r} has no {sorted(missing)[0]}")
     return fields | {"rope_scaling": kind}
+
+
+def _section(hf: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A copy of one of the two fields that hold the others, its numbers checked and its nulls left out."""
+    stated = hf.get(field) or {}
+    if not isinstance(stated, dict):
+        raise UserError(f"config.json: {field} is {stated!r}, not an object")
+    _check(stated, _NUMBERS, f"{field}.")
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+def _check(stated: Mapping[str, Any], fields: Iterable[str], prefix: str) -> None:
+    for field in fields:
+        if stated.get(field) is not None:
+            checked(stated[field], int if field == _LENGTH else float, f"config.json: {prefix}{field}")
 
 
 def _yarn(stated: dict[str, Any], max_seq_len: int) -> dict[str, Any]:

@@ -193,9 +193,44 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"neither a byte-level nor a SentencePiece.*WordPiece"):
         foreign.read(saved(tmp_path, fast, tokenizer_config=dict(eos_token="<eos>")))
     path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(fast.to_str()) | {"decoder": ["a"]}))
+    with pytest.raises(UserError, match=r"neither a byte-level nor a SentencePiece.*none"):
+        foreign.read(tmp_path)
     path.write_text(path.read_text()[:-50])
     with pytest.raises(UserError, match="is no tokenizer that the `tokenizers` library can read"):
         foreign.read(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match="tokenizer_config.json holds no JSON object"):
         foreign.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer.json", b"\xff{}", "tokenizer.json is no text in UTF-8"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is no text in UTF-8"),
+        ("tokenizer_config.json", b"\xff", "tokenizer_config.json can't be read"),
+        ("config.json", dict(eos_token_id="2"), "config.json: eos_token_id is '2', neither an id nor a list"),
+        ("generation_config.json", dict(eos_token_id=["a"]), r"eos_token_id is \['a'\], neither an id nor a list"),
+        ("config.json", dict(eos_token_id=True), "eos_token_id is True"),
+        ("config.json", dict(eos_token_id=-1), "names no token that ends a text"),
+        ("tokenizer_config.json", dict(bos_token={"x": 1}), "bos_token is {'x': 1}, which names no token"),
+        ("tokenizer_config.json", dict(bos_token=5), "bos_token is 5, which names no token"),
+        ("tokenizer_config.json", dict(add_bos_token="no"), "add_bos_token is 'no', neither true nor false"),
+        ("tokenizer_config.json", dict(chat_template=[{"name": "default"}]), "a list, but not of names and templates"),
+        ("tokenizer_config.json", dict(chat_template=["x"]), "a list, but not of names and templates"),
+        ("tokenizer_config.json", dict(chat_template=5), "its chat template is 5, no text"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_a_tokenizer(file, content, words, tmp_path):
+    saved(tmp_path, byte_level())
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(UserError, match=words):
+        foreign.read(tmp_path)
+
+
+def test_a_vocabulary_that_cannot_encode(tmp_path):
+    fast = Tokenizer(models.WordLevel({"x": 0}, unk_token="<none>"))
+    fast.decoder = decoders.ByteLevel()
+    with pytest.raises(UserError, match="library can read: .*Missing"):
+        foreign.read(saved(tmp_path, fast, config=dict(eos_token_id=0)))

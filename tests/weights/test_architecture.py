@@ -81,7 +81,42 @@ def test_what_transformers_lacks_is_named(reason):
         ("llama", dict(rope_parameters={"partial_rotary_factor": 0.5}), "has partial_rotary_factor 0.5"),
         ("llama", dict(hidden_size=None), "config.json has no hidden_size"),
         ("llama", dict(num_key_value_heads=3), "describes no decoder of ours: model.num_heads 4 is not a multiple"),
-        ("llama", dict(hidden_size="many"), "describes no decoder of ours"),
+        ("llama", dict(hidden_size="many"), "hidden_size is 'many', not a whole number above 0"),
+        ("llama", dict(rms_norm_eps="1e-5"), "rms_norm_eps is '1e-5', not a finite number"),
+        ("llama", dict(rms_norm_eps=None), "has no rms_norm_eps"),
+        ("llama", dict(num_attention_heads=0), "num_attention_heads is 0, not a whole"),
+        ("mistral", dict(num_hidden_layers=10**30), "num_hidden_layers is 10+, not a whole"),
+        ("llama", dict(rms_norm_eps=10**400), "rms_norm_eps is 10+, not a finite number"),
+        ("llama", dict(num_attention_heads=True), "num_attention_heads is True, not a whole"),
+        ("llama", dict(tie_word_embeddings="no"), "tie_word_embeddings is 'no', not true or false"),
+        ("llama", dict(attention_bias="false"), "attention_bias is 'false', not true or false"),
+        ("llama", dict(initializer_range=float("inf")), "initializer_range is inf"),
+        ("llama", dict(head_dim="6"), "head_dim is '6', not a whole"),
+        ("llama", dict(architectures=None, model_type=None), "names no architecture"),
+        ("llama", dict(architectures=-1), "architectures is -1, not a list"),
+        ("llama", dict(architectures={"a": 1}), "architectures is {'a': 1}, not a list"),
+        ("llama", dict(architectures="Llama"), "architectures is 'Llama', not a list"),
+        ("llama", dict(architectures=[["a"]]), "is not supported"),
+        ("llama", dict(rope_scaling="linear"), "rope_scaling is 'linear', not an object"),
+        ("llama", dict(rope_scaling=-1), "rope_scaling is -1, not an object"),
+        ("llama", dict(rope_parameters=[1]), r"rope_parameters is \[1\], not an object"),
+        ("llama", dict(rope_theta="x"), "rope_theta is 'x', not a finite number"),
+        ("llama", dict(rope_scaling={"type": "linear", "factor": "x"}), "rope_scaling.factor is 'x', not a"),
+        ("llama", dict(rope_scaling={"type": "linear", "factor": None}), "'linear' has no factor"),
+        ("llama", dict(rope_scaling={"rope_type": ["a"]}), r"rotary scaling \['a'\] is not implemented"),
+        ("llama", dict(rope_scaling={"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": "a"}),
+         "high_freq_factor is 'a'"),
+        ("llama", dict(rope_scaling={"type": "yarn", "original_max_position_embeddings": "a"}), "embeddings is 'a'"),
+        ("llama", dict(rope_scaling={"type": "yarn"}, original_max_position_embeddings="a"), "embeddings is 'a'"),
+        ("llama", dict(rope_scaling={"type": "yarn", "factor": 2, "mscale": "a", "mscale_all_dim": 1}), "mscale is"),
+        ("gpt2", dict(n_head=0), "n_head is 0, not a whole number above 0"),
+        ("gpt2", dict(n_head="abc"), "n_head is 'abc', not a whole"),
+        ("gpt2", dict(n_embd="abc"), "n_embd is 'abc', not a whole"),
+        ("gpt2", dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon is nan"),
+        ("mistral", dict(sliding_window="a"), "sliding_window is 'a', not a whole"),
+        ("qwen3", dict(layer_types=5), "layer_types 5 are not full or sliding"),
+        ("qwen3", dict(layer_types=[["a"], {}]), "are not full or sliding"),
+        ("qwen3", dict(max_window_layers="a"), "max_window_layers is 'a'"),
         ("gpt2", dict(activation_function="relu"), "activation_function is 'relu'"),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", dict(add_cross_attention=True), "add_cross_attention is True"),
@@ -109,6 +144,8 @@ def test_defaults_of_the_classes():
     assert scaled.rope_factor == 4.0 and scaled.rope_attention_factor == pytest.approx(1.1386294 / 1.0693147)
     with pytest.raises(UserError, match="gpt4jax_config has a field 'new'"):
         architecture.from_hf(dict(architectures=["GPT4JaxDecoder"], gpt4jax_config=dict(new=1)))
+    with pytest.raises(UserError, match="gpt4jax_config is 5, not an object"):
+        architecture.from_hf(dict(architectures=["GPT4JaxDecoder"], gpt4jax_config=5))
     with pytest.raises(UserError, match="gpt4jax_config describes no decoder"):
         architecture.from_hf(dict(architectures=["GPT4JaxDecoder"], gpt4jax_config=dict(vocab_size=1)))
 
@@ -122,9 +159,15 @@ def test_defaults_of_the_classes():
         (LLAMA3 | dict(rope_low_freq_factor=4.0), "rope_low_freq_factor 4.0 must be positive and below.* 3.0"),
         (YARN | dict(rope_beta_slow=0.0), "rope_beta_slow 0.0 must be positive and below"),
         (YARN | dict(rope_attention_factor=-1.0), "rope_attention_factor is -1.0"),
+        (dict(norm_eps="1e-5"), "norm_eps is '1e-5'; it must be a finite number"),
+        (dict(norm_eps=None), "norm_eps is None; it must be a finite number"),
+        (dict(num_heads=4.0), "num_heads is 4.0; it must be a whole number"),
+        (dict(use_bias=1), "use_bias is 1; it must be true or false"),
+        (dict(attention="dense"), "attention is 'dense'; it must be a tuple"),
+        (dict(rope_theta=0.0), "rope_theta is 0.0; it must be above 0"),
         (YARN | dict(position="learned"), "rope_scaling 'yarn' needs position='rope'"),
     ],
 )
-def test_contradictory_rotary_scaling(changes, words):
+def test_values_that_no_decoder_has(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(model.Config(**LLAMA), **changes)

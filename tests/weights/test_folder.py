@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, decoders, models
 
 from gpt4jax import model, weights
 from gpt4jax.data import tokenizer as tokenizers
@@ -226,11 +227,21 @@ def test_a_mesh_that_does_not_divide(tmp_path):
         load(folder, mesh=meshes.make_mesh({"data": 1, "fsdp": 4, "tensor": 2}))
 
 
+def test_a_tokenizer_of_few_tokens_is_said(tmp_path):
+    fast = Tokenizer(models.BPE({"a": 0, "b": 1, "<eos>": 40}, []))
+    fast.decoder = decoders.ByteLevel()
+    fast.save(str(recorded.write(tmp_path, "llama", eos_token_id=40) / "tokenizer.json"))
+    heard: list[str] = []
+    load(tmp_path, say=heard.append)
+    assert "its tokenizer has 3 tokens for a model of 61 ids" in heard[0]
+
+
 def test_a_damaged_index_or_config(tmp_path):
     folder = recorded.write(tmp_path, "llama")
-    (folder / "model.safetensors.index.json").write_text("[1]")
-    with pytest.raises(UserError, match="is no index of safetensors files"):
-        load(folder)
+    for index in ([1], {"weight_map": {"a": 1}}, {"weight_map": 1}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="is no index of safetensors files"):
+            load(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
     with pytest.raises(UserError, match="lacks x, which model.safetensors.index.json says"):
         load(folder)

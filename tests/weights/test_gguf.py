@@ -157,6 +157,13 @@ def test_yarn(tmp_path):
     assert loaded.config == load(recorded.write(tmp_path / "folder", "llama_yarn")).config
 
 
+def test_a_factor_alone_is_linear_scaling(tmp_path):
+    config = load(write(tmp_path / "a.gguf", "llama", fields={"rope.scaling.factor": 3.0})).config
+    assert (config.rope_scaling, config.rope_factor) == ("linear", 3.0)
+    for fields in ({"rope.scaling.factor": 0.0}, {"rope.scaling.factor": 3.0, "rope.scaling.type": "none"}):
+        assert load(write(tmp_path / "b.gguf", "llama", fields=fields)).config.rope_scaling == "none"
+
+
 @pytest.mark.parametrize("keep", [0, 3, 20, 0.01, 0.2, 0.9, 0.999])
 def test_a_truncated_file(keep, tmp_path):
     data = write(tmp_path / "whole.gguf", "llama").read_bytes()
@@ -185,6 +192,18 @@ def test_a_truncated_file(keep, tmp_path):
         (dict(tokenizer={"pre": "deepseek-llm"}), "pre-tokenizer 'deepseek-llm' is not supported; supported are gpt-2"),
         (dict(tokenizer={"pre": None}), "pre-tokenizer None is not supported"),
         (dict(tokenizer={"model": "llama"}), "of the kind 'llama'; only 'gpt2'"),
+        (dict(fields={"attention.head_count": 0}), "llama.attention.head_count is 0, not a whole number above 0"),
+        (dict(fields={"attention.head_count": "4"}), "llama.attention.head_count is '4', not a whole"),
+        (dict(fields={"embedding_length": "24"}), "llama.embedding_length is '24', not a whole"),
+        (dict(fields={"attention.layer_norm_rms_epsilon": "1e-5"}), "rms_epsilon is '1e-5', not a finite number"),
+        (dict(fields={"rope.freq_base": "a"}), "llama.rope.freq_base is 'a', not a finite number"),
+        (dict(fields={"rope.scaling.factor": "a"}), "llama.rope.scaling.factor is 'a', not a finite number"),
+        (dict(tokenizer={"merges": ["A B", "A C"]}), "merges and tokens do not belong together: 'A C'"),
+        (dict(tokenizer={"merges": ["AB"]}), "merges and tokens do not belong together: 'AB'"),
+        (dict(tokenizer={"eos_token_id": "1"}), "says the id '1', which is no whole number"),
+        (dict(tokenizer={"eot_token_id": "1"}), "says the id '1', which is no whole number"),
+        (dict(tokenizer={"tokens": "abc"}), "lacks tokens, merges or the types of tokens"),
+        (dict(tokenizer={"merges": 5}), "lacks tokens, merges or the types of tokens"),
         (dict(tokenizer={"merges": ["A zz"]}), "merges and tokens do not belong together"),
         (dict(tokenizer={"token_type": [3]}), "lacks tokens, merges or the types of tokens"),
         (dict(tokenizer={"eos_token_id": 99}), "has 60 tokens, but says eos_token 99"),

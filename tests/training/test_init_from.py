@@ -1,0 +1,30 @@
+"""Folders that a run can't start from are named in words."""
+
+import pytest
+
+from gpt4jax import config as configuration
+from gpt4jax import model
+from gpt4jax.errors import UserError
+from gpt4jax.training import init_from
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"checkpoints/1/x": ""}, "has checkpoints/ but no config.json"),
+        ({"config.json": configuration.to_json(configuration.default())}, "is a run that holds no sound checkpoint"),
+        ({"checkpoints/1/x": "", "config.json": '{"model": 5}'}, "is not a config of this version"),
+        ({"checkpoints/1/x": "", "config.json": '{"model": {"num_heads": "a"}}'}, "describes no decoder"),
+        ({"config.json": "{}"}, "config.json names no architecture"),
+    ],
+)  # fmt: skip
+def test_no_run_and_no_weights(files, words, tmp_path):
+    for name, text in files.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_text(text)
+    config = configuration.default()
+    config.init_from = str(tmp_path / "source")
+    config.data.tokenizer = "bytes"
+    shape = model.Config(9, 1, 8, 2, 2, 4, 8, 4)
+    with pytest.raises(UserError, match=words):
+        init_from.find(config, shape, tmp_path / "run", tmp_path, print)
