@@ -160,7 +160,7 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
 
     if length > loaded.config.max_seq_len:
         raise UserError(
-            f"the prompt and {flags.max_tokens} more tokens are {length}; the model's max_seq_len is "
+            f"a prompt of {length - flags.max_tokens} tokens and {flags.max_tokens} more exceed the model's max_seq_len "
             f"{loaded.config.max_seq_len}"
         )
     draft = None

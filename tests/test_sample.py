@@ -83,7 +83,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(home):
     [
         (["--prompt", "x", "--temperature", 0, "--top_k", 5], "nothing for top_k to cut"),
         (["--prompt", "x", "--top_p", 1.5], "top_p is 1.5"),
-        (["--prompt", "x", "--max_tokens", 100000], "the model's max_seq_len is"),
+        (["--prompt", "x", "--max_tokens", 100000], "exceed the model's max_seq_len 4096"),
         (["--chat"], "no chat template"),
         (["--chat", "--chat_template", "nowhere.jinja"], "can't be read"),
         (["--chat", "--max_len", 64, "--max_tokens", 64], "no room for answers of 64"),
