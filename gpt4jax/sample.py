@@ -160,8 +160,8 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
 
     if length > loaded.config.max_seq_len:
         raise UserError(
-            f"a prompt of {length - flags.max_tokens} tokens and {flags.max_tokens} more exceed the model's max_seq_len "
-            f"{loaded.config.max_seq_len}"
+            f"a prompt of {length - flags.max_tokens} tokens and {flags.max_tokens} more exceed the model's "
+            f"max_seq_len {loaded.config.max_seq_len}"
         )
     draft = None
     if flags.draft is not None:
