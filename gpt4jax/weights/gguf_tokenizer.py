@@ -48,7 +48,7 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> Tokenizer:
     pairs = [tuple(merge.split(" ")) for merge in merges]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     for pair in pairs:  # the library panics where a merge makes no token
-        if len(pair) != 2 or {*pair, "".join(pair)} - vocabulary.keys():
+        if len(pair) != 2 or not all(token in vocabulary for token in (*pair, "".join(pair))):
             raise UserError(f"{path}: its tokenizer's merges and tokens do not belong together: {' '.join(pair)!r}")
     try:
         fast = Fast(models.BPE(vocabulary, pairs, ignore_merges=pre in _WHOLE_WORDS))

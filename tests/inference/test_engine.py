@@ -97,9 +97,8 @@ def test_the_bits_are_the_same_alone_in_any_company_in_any_order_and_with_a_kept
     assert_same(together, [cold.generate([request])[0] for request in requests])
 
 
-@pytest.mark.parametrize("shape", ["gpt", "llama"])
-def test_on_eight_devices_the_bits_are_the_same(shape):
-    config = tiny(shape)
+def test_on_eight_devices_the_bits_are_the_same():
+    config = tiny("llama")
     params = perturbed(config)
     requests = mixed(24)
     one = Engine(config, params, rows=3).generate(requests)
@@ -234,8 +233,7 @@ def test_a_penalty_keeps_greedy_choice_from_repeating(served):
     assert len(set(plain.tokens)) < 40 and len({7, 8, *never.tokens}) == 42
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-@pytest.mark.parametrize("shape", ["gpt", "llama"])
+@pytest.mark.parametrize(("shape", "weights"), [("llama", "bfloat16"), ("gpt", "int8")])
 def test_narrow_weights_are_those_rounded_by_hand(shape, weights):
     config = tiny(shape)
     params = perturbed(config)
