@@ -62,6 +62,8 @@ class Request:
                 )
         if not len(self.prompt):
             raise UserError("the prompt has no tokens")
+        if np.asarray(self.prompt).dtype.kind not in "iu" or np.ndim(self.prompt) != 1:
+            raise UserError("the prompt must be a list of token ids, which are whole numbers")
         for name, low, high in _WHOLE:
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or not low <= value <= high:

@@ -279,6 +279,8 @@ def test_text_stop_texts_and_ids_that_the_tokenizer_lacks():
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 2.5}, "max_tokens is 2.5"),
         ({"prompt": "ab"}, "prompt is a text"),
+        ({"prompt": [1.5, 2]}, "whole numbers"),
+        ({"prompt": [[1, 2], [3, 4]]}, "whole numbers"),
         ({"stop": "ab"}, "stop is a text"),
         ({"temperature": -1}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
