@@ -78,7 +78,7 @@ def features(
         dropout_key: turns dropout on.
 
     Raises:
-        ValueError: rows longer than the position table or the cache, or segment ids together with a cache.
+        ValueError: rows longer than the position table or the cache, or segment ids or dropout together with a cache.
     """
     if images is not None:
         raise ValueError("this decoder has no image frontend yet: images must be None")
@@ -131,6 +131,8 @@ def forward(
     """The body of `features`, a pure function of the parameters."""
     t = tokens_bt.shape[1]
     _check_lengths(config, t, segment_ids_bt, state)
+    if state is not None and dropout_key is not None:
+        raise ValueError("a decoder with a KV cache is not being trained: dropout_key and state exclude each other")
     if positions_bt is None:
         positions_bt = jnp.arange(t)[None] + (0 if state is None else state.length_b[:, None])
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)

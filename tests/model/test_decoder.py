@@ -169,6 +169,8 @@ def test_errors_in_words(tokens_bt):
     with pytest.raises(ValueError, match="8 tokens do not fit a KV cache of 4"):
         model.features(config, params, tokens_bt[:, :8], state=model.init_cache(config, 2, 4))
     cache = model.init_cache(config, 2, T)
+    with pytest.raises(ValueError, match="dropout_key and state exclude"):
+        model.features(config, params, tokens_bt, state=cache, dropout_key=jax.random.key(0))
     with pytest.raises(ValueError, match="exclude each other"):
         model.features(config, params, tokens_bt, segment_ids_bt=tokens_bt, state=cache)
     with pytest.raises(ValueError, match="images"):
