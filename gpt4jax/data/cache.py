@@ -114,7 +114,7 @@ def _write_shard(documents, shard, tokenizer, folder, number):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     token_bytes = tokenizer.token_bytes
     for text, ids, start in zip(texts, lists, offsets, strict=False):
-        if int(token_bytes[ids].sum()) != len(text):
+        if int(token_bytes[ids].sum()) != len(tokenizer.dummy_prefix) + len(text):
             raise UserError(f"tokenizer {tokenizer.name} lost bytes of a document that starts {text[:60]!r}")
         tokens[start + 1 : start + 1 + len(ids)] = ids
     _save(folder, number, "offsets", offsets)
@@ -153,6 +153,7 @@ class PackedRows:
     def __init__(self, cache: TokenCache, tokenizer: Tokenizer, seq_len: int):
         self.seq_len = seq_len
         self._token_bytes = tokenizer.token_bytes
+        self._end, self._dummy = tokenizer.end, len(tokenizer.dummy_prefix)
         self._tokens = [_load(cache.folder, number, "tokens") for number in range(cache.num_shards)]
         self._plans = [_shard_plan(cache.folder, number, seq_len) for number in range(cache.num_shards)]
         self._first_row = np.concatenate([[0], np.cumsum([p.num_rows for p in self._plans])])
@@ -168,7 +169,9 @@ class PackedRows:
         shard = int(np.searchsorted(self._first_row, index, side="right")) - 1
         row = index - int(self._first_row[shard])
         arrays = row_arrays(self._tokens[shard], self._plans[shard], row, self.seq_len)
-        arrays["bytes"] = np.where(arrays["segment_ids"] > 0, self._token_bytes[arrays["targets"]], 0)
+        # The first token of a document stands behind an end of text, and its dummy prefix is none of the text's.
+        size = self._token_bytes[arrays["targets"]] - self._dummy * (arrays["tokens"] == self._end)
+        arrays["bytes"] = np.where(arrays["segment_ids"] > 0, size, 0)
         return arrays
 
 

@@ -135,6 +135,7 @@ def from_json(
         WEIGHTS, pieces, (ends or sorted(stops))[0], encode_batch,
         encode_markup, hashlib.sha256(rules.encode()).hexdigest()[:16], special=special, start=start,
         stops=all_stops or frozenset(ends[:1]), roles=roles, json=lambda: text, chat_template=template,
+        dummy_prefix=_dummy_prefix(fast, pieces),
     )  # fmt: skip
 
 
@@ -145,6 +146,12 @@ def _start(fast) -> tuple[int, ...]:
     encoding = fast.encode(text, add_special_tokens=True)
     before = itertools.takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
     return tuple(i for i, _ in before)
+
+
+def _dummy_prefix(fast, pieces: Sequence[bytes]) -> bytes:
+    """The space that SentencePiece's tokenizers put before a text."""
+    text = b"".join(pieces[i] for i in fast.encode("a", add_special_tokens=False).ids)
+    return b" " if text == b" a" else b""
 
 
 def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:

@@ -46,7 +46,7 @@ GPT2_IDS = Pinned(
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A lossless tokenizer: the concatenated `pieces` of a text's tokens are its UTF-8 bytes.
+    """A lossless tokenizer: the concatenated `pieces` of a text's tokens are `dummy_prefix` and its UTF-8 bytes.
 
     A foreign one may be less than that: where it normalizes a text or lacks a byte, preparing data with it fails.
 
@@ -63,6 +63,7 @@ class Tokenizer:
         roles: "bos_token", "eos_token" and so on to special tokens' names, as chat templates want them.
         json: gives the same tokenizer as a `tokenizer.json`.
         chat_template: a Jinja template, if one came with it.
+        dummy_prefix: what `encode` puts before a text: SentencePiece, as Llama 2 has it, a space.
         file: what a trained tokenizer was loaded from.
     """
 
@@ -78,6 +79,7 @@ class Tokenizer:
     roles: Mapping[str, str]
     json: Callable[[], str]
     chat_template: str | None = None
+    dummy_prefix: bytes = b""
     file: pathlib.Path | None = None
 
     @property

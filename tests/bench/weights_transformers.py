@@ -1,6 +1,6 @@
 """Weights out to `transformers` and back, and a real model beside it.
 
-    pip install '.[test,peers]' && python -m tests.bench.weights_transformers [--part random|smollm2|ours] [--sizes 3]
+    pip install '.[test,peers]' && python -m tests.bench.weights_transformers [--part PART] [--sizes 3]
 
 random: decoders of GPT-2's, Llama's (each rotary scaling), Mistral's and Qwen3's shape, drawn at random and in up
 to three sizes, exported, loaded by transformers without a missing or unexpected tensor, logits compared in
@@ -9,6 +9,7 @@ smollm2: SmolLM2-135M-Instruct from its GGUF file: logits beside transformers on
 export imported again, and loaded by transformers; token ids of this Python's library, of other languages and of
 chat markup beside transformers' tokenizer.
 ours: our own tokenizers as transformers reads them, on the same texts.
+mistral: Mistral's published tokenizers as a GGUF file holds them, beside the sentencepiece library, on the same texts.
 """
 
 import argparse
@@ -182,6 +183,25 @@ def ours_part() -> bool:
     return good
 
 
+def mistral_part() -> bool:
+    """Ids beside sentencepiece's."""
+    import mistral_common
+    import sentencepiece
+
+    from gpt4jax.weights import gguf_tokenizer
+    from tests.data.test_sentencepiece import metadata
+
+    texts, good = library() + list(LANGUAGES), True
+    for file in sorted((pathlib.Path(mistral_common.__file__).parent / "data").glob("*.model.v?")):
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        ours = gguf_tokenizer.read(metadata(theirs), file)
+        ids = [theirs.encode(text) for text in texts]
+        wrong = sum(ours.encode(text) != found for text, found in zip(texts, ids, strict=True))
+        print(f"{file.name}: {wrong} of {len(texts)} texts differ, {sum(map(len, ids)):,} tokens")
+        good &= not wrong
+    return good
+
+
 def library() -> list[str]:
     """The modules of this Python's library."""
     files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))
@@ -191,7 +211,7 @@ def library() -> list[str]:
 def main() -> int:
     """Exit status 0 if all is as it should be."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=("random", "smollm2", "ours"))
+    parser.add_argument("--part", choices=("random", "smollm2", "ours", "mistral"))
     parser.add_argument("--sizes", type=int, default=3)
     flags = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -203,6 +223,8 @@ def main() -> int:
         good &= smollm2_part()
     if flags.part in (None, "ours"):
         good &= ours_part()
+    if flags.part in (None, "mistral"):
+        good &= mistral_part()
     print("all as it should be" if good else "NOT as it should be")
     return 0 if good else 1
 
