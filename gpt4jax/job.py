@@ -33,13 +33,14 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(flags: argparse.Namespace, dtype: str = ""):
-    """The decoder, tokenizer and parameters that --workdir or --weights names: a `weights.Loaded` on one device.
+def load_model(flags: argparse.Namespace, dtype: str = "", mesh=None):
+    """The decoder, tokenizer and parameters that --workdir or --weights names: a `weights.Loaded`.
 
-    Of a run: those of its newest sound checkpoint. `dtype` as in `weights.load`; a run's are as they were trained.
+    Of a run: those of its newest sound checkpoint. `dtype` and `mesh` as in `weights.load`; a run's type is as it was
+    trained.
 
     Raises:
-        UserError: there is no such run or there are no such weights.
+        UserError: there is no such run or there are no such weights, or they don't divide over the mesh.
     """
     from gpt4jax import config as configuration
     from gpt4jax import weights
@@ -47,14 +48,15 @@ def load_model(flags: argparse.Namespace, dtype: str = ""):
     from gpt4jax.training.checkpoint import load_params
 
     if flags.weights is not None:
-        return weights.load(flags.weights, dtype=dtype, say=say)
+        return weights.load(flags.weights, dtype=dtype, mesh=mesh, say=say)
     workdir = flags.workdir.expanduser()
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run of gpt4jax: it has no config.json")
     config = configuration.from_json(workdir / "config.json")
     model_config = configuration.model_config(config)
     tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
-    step, params = load_params(workdir, model_config, say)
+    shardings = weights.shardings(model_config, mesh, str(workdir))
+    step, params = load_params(workdir, model_config, say, shardings)
     say(f"step {step} of {workdir}")
     return weights.Loaded(model_config, params, tok, workdir)
 

@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_len", type=int, default=0, help=f"tokens of a chat's context (default {CHAT_CONTEXT})")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "int8"), help="of the weights (default: as stored)")
+    parser.add_argument("--tensor", type=int, default=1, help="devices that split the model; -1: all (default 1)")
     parser.add_argument("--draft", help="weights of a smaller model that guesses ahead, with the same tokenizer")
     flags = parser.parse_args(argv)
     if not flags.chat and (flags.system is not None or flags.chat_template or flags.max_len):
@@ -146,10 +147,23 @@ def _status(stop: signals.StopRequest) -> int:
 
 
 def _load(flags: argparse.Namespace):
-    loaded = job.load_model(flags)
+    loaded = job.load_model(flags, mesh=_mesh(flags.tensor))
     if loaded.tokenizer is None:
         raise UserError(f"{loaded.source} has no tokenizer.json: without it there are no texts")
     return loaded, loaded.tokenizer
+
+
+def _mesh(tensor: int):
+    """The devices that each hold a part of every matrix; None: one holds all."""
+    import jax
+
+    from gpt4jax.parallel.mesh import make_mesh
+
+    devices = jax.local_devices()
+    count = len(devices) if tensor == -1 else tensor
+    if not 1 <= count <= len(devices):
+        raise UserError(f"--tensor is {tensor}; the devices here number {len(devices)}")
+    return None if count == 1 else make_mesh({"data": 1, "fsdp": 1, "tensor": count}, devices[:count])
 
 
 def _engine(flags: argparse.Namespace, loaded, length: int):
@@ -165,7 +179,7 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
         )
     draft = None
     if flags.draft is not None:
-        small = weights.load(flags.draft, say=job.say)
+        small = weights.load(flags.draft, mesh=_mesh(flags.tensor), say=job.say)
         if small.tokenizer is None or small.tokenizer.pieces != loaded.tokenizer.pieces:
             raise UserError(f"--draft {flags.draft} has another tokenizer than {loaded.source}")
         draft = Draft(small.config, small.params)
@@ -175,7 +189,7 @@ def _engine(flags: argparse.Namespace, loaded, length: int):
     try:
         return Engine(
             config, loaded.params, tokenizer=loaded.tokenizer, rows=1, max_len=length,
-            weights=flags.dtype or "", draft=draft, consume=True,
+            weights=flags.dtype or "", mesh=_mesh(flags.tensor), draft=draft, consume=True,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -14,6 +14,7 @@ from gpt4jax.errors import UserError
 from gpt4jax.training import optimizer
 from gpt4jax.training.checkpoint import Checkpoints
 from gpt4jax.training.state import new_state
+from tests import runs
 from tests.runs import ROOT, TINY, command, environment
 
 TEMPLATE = (
@@ -26,7 +27,7 @@ TEMPLATE = (
 def home(tmp_path_factory):
     """A folder with a run that has saved its initial state, and a chat template."""
     home = tmp_path_factory.mktemp("home")
-    config = configuration.load(str(TINY), ["data.tokenizer=bytes", "model.max_seq_len=4096"])
+    config = configuration.load(str(TINY), ["data.tokenizer=bytes", "model.max_seq_len=4096", "model.num_kv_heads=2"])
     model_config = configuration.model_config(config)
     tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     with contextlib.closing(Checkpoints(home / "run", keep=2)) as checkpoints:
@@ -78,12 +79,23 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(home):
     assert len((first + rest).decode(errors="replace")) < 3000  # of two answers of 3000 tokens, bytes here
 
 
+def test_a_model_split_over_devices_says_the_same(home):
+    def text(*more):
+        done = runs.run("sample", *flags(home, "--prompt", "def ", "--temperature", 0, *more), cache=home, devices=2)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert text() == text("--tensor", -1) != text("--seed", 1, "--temperature", 1)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         (["--prompt", "x", "--temperature", 0, "--top_k", 5], "nothing for top_k to cut"),
         (["--prompt", "x", "--top_p", 1.5], "top_p is 1.5"),
         (["--prompt", "x", "--max_tokens", 100000], "exceed the model's max_seq_len 4096"),
+        (["--prompt", "x", "--tensor", 9], "--tensor is 9; the devices here number 8"),
+        (["--prompt", "x", "--tensor", 8], "run does not divide over the mesh: .*query_dnh: its heads axis of 2"),
         (["--chat"], "no chat template"),
         (["--chat", "--chat_template", "nowhere.jinja"], "can't be read"),
         (["--chat", "--max_len", 64, "--max_tokens", 64], "no room for answers of 64"),

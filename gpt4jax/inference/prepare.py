@@ -40,10 +40,9 @@ def prepare(
         array = params[row.group][row.name]
         if mesh is not None:
             array = jax.device_put(array, NamedSharding(mesh, axes.spec(row.axes)))
-        shardings = _shardings(row, weights, mesh)
-        if row.group == "layers" and mesh is not None:
-            shardings = [shardings] * config.num_layers
-        parts = _layout(row, weights, jnp.dtype(config.param_dtype), shardings)(array)
+        lay_out = _layout(row, weights, jnp.dtype(config.param_dtype), _shardings(row, weights, mesh))
+        # One layer at a time: a program of all of them would take a second to compile.
+        parts = [lay_out(array, i) for i in range(len(array))] if row.group == "layers" else lay_out(array)
         jax.block_until_ready(parts)
         if consume:
             for used in (array, params[row.group][row.name]):
@@ -62,9 +61,11 @@ def _is_matrix(row: Parameter) -> bool:
 
 
 def _layout(row: Parameter, weights: str, dtype: jnp.dtype, shardings: Any):
-    """The jitted function from a parameter to its parts: one a layer, or itself."""
+    """The jitted function from a parameter, and the number of a layer where it is stacked, to what decoding takes."""
 
-    def one(array):
+    def lay_out(array, layer=None):
+        if layer is not None:
+            array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
         if not _is_matrix(row):
             return array
         values = jnp.moveaxis(array, range(row.inputs), range(-row.inputs, 0))
@@ -72,10 +73,7 @@ def _layout(row: Parameter, weights: str, dtype: jnp.dtype, shardings: Any):
             return _quantize(values, max(row.inputs, 1))
         return Matrix(values.astype(weights or dtype), None)
 
-    def parts(array):
-        return [one(layer) for layer in array] if row.group == "layers" else one(array)
-
-    return jax.jit(parts, out_shardings=shardings)
+    return jax.jit(lay_out, out_shardings=shardings)
 
 
 def _quantize(values: jax.Array, inputs: int) -> Matrix:

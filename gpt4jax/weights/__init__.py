@@ -18,7 +18,7 @@ from gpt4jax.weights.folder import SafetensorsFolder
 from gpt4jax.weights.gguf_file import GgufFile
 from gpt4jax.weights.writing import check_target, save
 
-__all__ = ["Loaded", "Opened", "check_target", "load", "open_weights", "save"]
+__all__ = ["Loaded", "Opened", "check_target", "load", "open_weights", "save", "shardings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,21 @@ def _count(tokenizer: Tokenizer) -> int:
     return sum(map(bool, tokenizer.pieces)) + len(tokenizer.special)
 
 
+def shardings(config: model.Config, mesh: Mesh | None, name: str):
+    """Where the parameters of weights of that name lie on a mesh; None: on one device.
+
+    Raises:
+        UserError: one of them does not divide over it.
+    """
+    if mesh is None:
+        return None
+    try:
+        partition.check_parameters(config, mesh)
+    except ValueError as error:
+        raise UserError(f"{name} does not divide over the mesh: {error}") from error
+    return partition.param_shardings(config, mesh)
+
+
 def load(
     name: str,
     *,
@@ -114,13 +129,6 @@ def load(
     opened = open_weights(name, cache_dir=cache_dir, say=say)
     dtype = dtype or opened.tensors.stored
     config = dataclasses.replace(opened.config, dtype=dtype, param_dtype=dtype)
-    shardings = None
-    if mesh is not None:
-        try:
-            partition.check_parameters(config, mesh)
-        except ValueError as error:
-            raise UserError(f"{name} does not divide over the mesh: {error}") from error
-        shardings = partition.param_shardings(config, mesh)
-    params = layout.place(config, opened.tensors, shardings)
+    params = layout.place(config, opened.tensors, shardings(config, mesh, name))
     say(f"weights {opened.source} in {dtype}")
     return Loaded(config, params, opened.tokenizer, opened.source)

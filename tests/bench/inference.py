@@ -1,14 +1,16 @@
 """SmolLM2-135M through the engine beside `transformers`, in turn, on an otherwise idle machine.
 
-    pip install '.[test,peers]' && python -m tests.bench.inference (speed | greedy | bits) [--peer_python PATH]
+    pip install '.[test,peers]' && python -m tests.bench.inference (speed | greedy | bits | types) [--peer_python PATH]
 
 speed: tokens a second of prompts and of continuations, batch 1 and 8, float32; medians over rounds, and memory.
 greedy: 20 prompts, 200 tokens each: the same text as `transformers`? Where not, how close were the best two?
+types: weights in float32, bfloat16 and int8: nats a token of this Python's library, tokens a second, memory.
 bits: a request alone, in any company, in any order, with kept beginnings, on 1 and 8 devices: the same bits?
     And how many programs are compiled over 200 requests after the warm-up (none, it should be).
 """
 
 import argparse
+import ast
 import json
 import os
 import pathlib
@@ -18,9 +20,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 
 from gpt4jax import files, weights
+from gpt4jax.inference.prepare import WEIGHTS
 from gpt4jax.weights import source
 from tests.runs import ROOT
 
@@ -35,6 +39,7 @@ TEXTS = [
     "import os\nimport sys\n\n\ndef main(", "Dear Sir or Madam,", "The recipe needs 200 g of flour,",
     "class Stack:\n    def __init__(self):\n", "Photosynthesis is the process by which", "A prime number is",
 ]  # fmt: skip
+MODULES = (argparse, ast, json, pathlib, statistics, subprocess)  # whose sources are the text of `types`
 
 
 def opened():
@@ -114,6 +119,52 @@ def ours(rows: int, batch: int, prompt_len: int, max_tokens: int, repeats: int, 
     return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
+def kind(weights: str, rows: int, prompt_len: int, max_tokens: int, max_len: int) -> dict:
+    """In this process: the same with weights of another type, and how well they predict text."""
+    from gpt4jax.inference.engine import Engine
+    from gpt4jax.inference.request import Request
+
+    loaded, _ = opened()
+    tok = loaded.tokenizer
+    engine = Engine(
+        loaded.config, loaded.params, rows=rows, max_len=max_len, weights=weights, prefix_bytes=0, consume=True
+    )
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(engine._pool.params)) / 2**20
+    engine.warm_up()
+    texts = [tok.encode(pathlib.Path(module.__file__).read_text())[:max_len] for module in MODULES]
+    nats = -sum(score for score, _ in engine.loglikelihood((text[:1], text[1:]) for text in texts))
+    seconds = []
+    for count in (1, max_tokens):
+        start = time.monotonic()
+        engine.generate(Request(p, count, temperature=0.0) for p in random_prompts(rows, prompt_len))
+        seconds.append(time.monotonic() - start)
+    return {
+        "nats": nats / sum(len(text) - 1 for text in texts), "mib": held, "first": rows * prompt_len / seconds[0],
+        "next": rows * (max_tokens - 1) / (seconds[1] - seconds[0]),
+    }  # fmt: skip
+
+
+def types(options: argparse.Namespace) -> None:
+    """Each type in a process of its own, in turn; medians over rounds."""
+    results: dict[str, list[dict]] = {}
+    for _ in range(options.rounds):
+        for weights in WEIGHTS:
+            task = dict(weights=weights, rows=8, max_len=options.max_len)
+            task |= dict(prompt_len=options.prompt_len, max_tokens=options.max_tokens)
+            command = [sys.executable, "-m", "tests.bench.inference", "kind", "--task", json.dumps(task)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=ROOT)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            results.setdefault(weights, []).append(json.loads(done.stdout))
+    for weights, runs in results.items():
+        nats, mib, first, rest = (
+            statistics.median(run[key] for run in runs) for key in ("nats", "mib", "first", "next")
+        )
+        print(
+            f"{weights}: {nats:.4f} nats/token, {mib:.0f} MiB, prompts {first:,.0f}, continuations {rest:,.0f} tokens/s"
+        )
+
+
 def random_prompts(batch: int, length: int) -> list[list[int]]:
     """The same for both."""
     return np.random.default_rng(0).integers(5, 40000, (batch, length)).tolist()
@@ -169,8 +220,6 @@ def requests_of(tokenizer, count: int, max_tokens: int) -> list:
 
 def bits(options: argparse.Namespace) -> None:
     """Compares tokens and log probabilities to the last bit."""
-    import jax
-
     from gpt4jax.inference.engine import Engine
     from gpt4jax.parallel.mesh import make_mesh
 
@@ -206,19 +255,19 @@ def bits(options: argparse.Namespace) -> None:
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["speed", "greedy", "bits", "ours"])
+    parser.add_argument("part", choices=["speed", "greedy", "bits", "types", "ours", "kind"])
     parser.add_argument("--peer_python", default=sys.executable, help="a Python that has torch and transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt_len", type=int, default=128)
     parser.add_argument("--max_tokens", type=int, default=65)
     parser.add_argument("--max_len", type=int, default=512)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--task", type=json.loads, help="of `ours`, which `speed` starts")
+    parser.add_argument("--task", type=json.loads, help="of `ours` and `kind`, which `speed` and `types` start")
     options = parser.parse_args()
-    if options.part == "ours":
-        print(json.dumps(ours(**options.task)))
+    if options.task is not None:
+        print(json.dumps({"ours": ours, "kind": kind}[options.part](**options.task)))
     else:
-        {"speed": speed, "greedy": greedy, "bits": bits}[options.part](options)
+        {"speed": speed, "greedy": greedy, "bits": bits, "types": types}[options.part](options)
 
 
 if __name__ == "__main__":
