@@ -119,7 +119,7 @@ def ours(rows: int, batch: int, prompt_len: int, max_tokens: int, repeats: int, 
     return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def kind(weights: str, rows: int, prompt_len: int, max_tokens: int, max_len: int) -> dict:
+def kind(dtype: str, rows: int, prompt_len: int, max_tokens: int, max_len: int) -> dict:
     """In this process: the same with weights of another type, and how well they predict text."""
     from gpt4jax.inference.engine import Engine
     from gpt4jax.inference.request import Request
@@ -127,7 +127,7 @@ def kind(weights: str, rows: int, prompt_len: int, max_tokens: int, max_len: int
     loaded, _ = opened()
     tok = loaded.tokenizer
     engine = Engine(
-        loaded.config, loaded.params, rows=rows, max_len=max_len, weights=weights, prefix_bytes=0, consume=True
+        loaded.config, loaded.params, rows=rows, max_len=max_len, weights=dtype, prefix_bytes=0, consume=True
     )
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(engine._pool.params)) / 2**20
     engine.warm_up()
@@ -148,21 +148,19 @@ def types(options: argparse.Namespace) -> None:
     """Each type in a process of its own, in turn; medians over rounds."""
     results: dict[str, list[dict]] = {}
     for _ in range(options.rounds):
-        for weights in WEIGHTS:
-            task = dict(weights=weights, rows=8, max_len=options.max_len)
+        for name in WEIGHTS:
+            task = dict(dtype=name, rows=8, max_len=options.max_len)
             task |= dict(prompt_len=options.prompt_len, max_tokens=options.max_tokens)
             command = [sys.executable, "-m", "tests.bench.inference", "kind", "--task", json.dumps(task)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=ROOT)
             if done.returncode:
                 raise SystemExit(done.stderr)
-            results.setdefault(weights, []).append(json.loads(done.stdout))
-    for weights, runs in results.items():
+            results.setdefault(name, []).append(json.loads(done.stdout))
+    for name, runs in results.items():
         nats, mib, first, rest = (
             statistics.median(run[key] for run in runs) for key in ("nats", "mib", "first", "next")
-        )
-        print(
-            f"{weights}: {nats:.4f} nats/token, {mib:.0f} MiB, prompts {first:,.0f}, continuations {rest:,.0f} tokens/s"
-        )
+        )  # fmt: skip
+        print(f"{name}: {nats:.4f} nats/token, {mib:.0f} MiB, prompts {first:,.0f}, continuations {rest:,.0f} tokens/s")
 
 
 def random_prompts(batch: int, length: int) -> list[list[int]]:
