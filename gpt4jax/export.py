@@ -7,7 +7,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from gpt4jax import job
+from gpt4jax import files, job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def export(flags: argparse.Namespace) -> int:
     """Loads the model, writes the folder and says what it holds."""
     from gpt4jax import weights
 
-    out = flags.out.expanduser().absolute()
+    out = files.user_path(flags.out).absolute()
     weights.check_target(out)
     loaded = job.load_model(flags, flags.dtype)
     saved = weights.save(out, loaded.config, loaded.params, loaded.tokenizer, dtype=flags.dtype)

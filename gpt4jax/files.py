@@ -8,10 +8,22 @@ from typing import Any
 from gpt4jax.errors import UserError
 
 
+def user_path(text: str | pathlib.Path) -> pathlib.Path:
+    """A path as a person writes it, `~` and all.
+
+    Raises:
+        UserError: `~NAME` of nobody.
+    """
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from error
+
+
 def cache_dir(option: str = "") -> pathlib.Path:
     """Where prepared data is kept: the config's data.cache_dir, $GPT4JAX_CACHE, or ~/.cache/gpt4jax."""
     chosen = option or os.environ.get("GPT4JAX_CACHE") or "~/.cache/gpt4jax"
-    return pathlib.Path(chosen).expanduser().absolute()
+    return user_path(chosen).absolute()
 
 
 def replace(path: pathlib.Path, data: bytes | str) -> None:
@@ -32,7 +44,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         return {}
     try:
         loaded = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested without end
         raise UserError(f"{path} can't be read: {error}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds no JSON object")

@@ -14,6 +14,10 @@ from gpt4jax.errors import UserError
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 TERMINATED = 143  # ... for SIGTERM
 BROKEN_PIPE = 141  # ... for a reader that has gone
+_OF_THE_USER = {  # no space, no permission, no such kind of path
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 
 def config_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +53,7 @@ def load_model(flags: argparse.Namespace, dtype: str = "", mesh=None):
 
     if flags.weights is not None:
         return weights.load(flags.weights, dtype=dtype, mesh=mesh, say=say)
-    workdir = flags.workdir.expanduser()
+    workdir = files.user_path(flags.workdir)
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run of gpt4jax: it has no config.json")
     config = configuration.from_json(workdir / "config.json")
@@ -91,7 +95,9 @@ def use_huge_pages() -> None:
 
 def say(line: str) -> None:
     """A line for the person at the terminal; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")  # at once: other threads write there too
+        sys.stderr.flush()
 
 
 def main(run: Callable[[Sequence[str]], int]) -> None:
@@ -110,12 +116,13 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = BROKEN_PIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_THE_USER:
             raise
         say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
         status = 2
     except KeyboardInterrupt:
-        say("interrupted; what was saved before is whole, and the same command goes on from there")
+        say("interrupted; nothing that was saved is lost")
         status = INTERRUPTED
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     sys.exit(status)

@@ -4,7 +4,9 @@ The text goes to stdout, all else to stderr.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -46,12 +48,25 @@ def main(argv: Sequence[str]) -> int:
     from gpt4jax.inference.request import Request
 
     Request([0], **settings)  # settings that can't be are told before a model is loaded
+    _open_streams(flags.chat)
     return (chat if flags.chat else sample)(flags, settings)
 
 
 _SETTINGS = (
     "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed",
 )  # fmt: skip
+
+
+def _open_streams(reads: bool) -> None:
+    """Characters that the terminal has no code for become "?"; bytes that are no text do no harm."""
+    if sys.stdout is None or (reads and sys.stdin is None):
+        raise UserError(
+            "standard output is closed" if sys.stdout is None else "a chat reads from standard input; it is closed"
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    if reads and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
@@ -63,7 +78,10 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no UTF-8 text: {flags.prompt!r}") from error
     loaded, tokenizer = _load(flags)
-    request = Request(tokenizer.prompt(flags.prompt), **settings)
+    ids = tokenizer.prompt(flags.prompt)
+    if not ids:
+        raise UserError(f"the prompt is empty, and {loaded.source} has no token that starts a text: give it a word")
+    request = Request(ids, **settings)
     with signals.StopRequest() as stop:
         _write(_engine(flags, loaded, len(request.prompt) + request.max_tokens).stream(request), stop)
     print(flush=True)
@@ -76,13 +94,7 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     from gpt4jax.inference.request import Request
 
     loaded, tokenizer = _load(flags)
-    source: object = loaded.chat_template
-    if flags.chat_template:
-        try:
-            source = flags.chat_template.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the chat template {flags.chat_template} can't be read: {error}") from error
-    template = chats.of_model(source, tokenizer.roles, str(loaded.source))
+    template = _template(flags, loaded, tokenizer)
     messages: list[chats.Message] = []
     if flags.system is not None:
         if not chats.heeds_system(template):
@@ -91,8 +103,14 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     context = min(flags.max_len or CHAT_CONTEXT, loaded.config.max_seq_len)
     if context <= settings["max_tokens"]:
         raise UserError(f"a context of {context} tokens has no room for answers of {settings['max_tokens']}")
+    # A template that refuses the first message is told before the first message.
+    chats.encode(template, tokenizer, [*messages, chats.Message(role="user", content="?")])
     engine = _engine(flags, loaded, context)
+    if _at_terminal():
+        with contextlib.suppress(ImportError):  # some Pythons are built without it
+            import readline  # noqa: F401  # from now on `input` has a history and keys to edit with
     job.say("Ctrl-C stops an answer; Ctrl-D, or the end of the input, ends the chat")
+    answered = 0
     while (line := _ask()) is not None:
         turn = [*messages, chats.Message(role="user", content=line)]
         # However often Ctrl-C comes: an interrupt inside a step would leave an engine without its cache.
@@ -101,7 +119,9 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
                 ids, dropped = chats.fit(template, tokenizer, turn, context - settings["max_tokens"])
                 if dropped:
                     job.say(f"(the oldest {dropped} messages no longer fit the context of {context} tokens)")
-                answer = _write(engine.stream(Request(ids, **settings)), stop)
+                # With the same draws at every turn, a model soon says the same at every turn.
+                again = settings | {"seed": (settings["seed"] + answered) % 2**32}
+                answer = _write(engine.stream(Request(ids, **again)), stop)
             except UserError as error:  # this message is at fault, not the chat
                 job.say(f"error: {error}")
                 continue
@@ -109,7 +129,23 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
         if stop.received is not None and stop.received.name == "SIGTERM":
             return job.TERMINATED
         messages = [*turn, chats.Message(role="assistant", content=answer)]
+        answered += 1
     return 0
+
+
+def _template(flags: argparse.Namespace, loaded, tokenizer):
+    """The chat template that the flags name, or the model's own."""
+    from gpt4jax.inference import chat as chats
+
+    if not flags.chat_template:
+        return chats.of_model(loaded.chat_template, tokenizer.roles, str(loaded.source))
+    try:
+        source = flags.chat_template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the chat template {flags.chat_template} can't be read: {error}") from error
+    if not source.strip():
+        raise UserError(f"the chat template {flags.chat_template} is empty")
+    return chats.of_model(source, tokenizer.roles, str(flags.chat_template))
 
 
 def _ask() -> str | None:
@@ -117,14 +153,20 @@ def _ask() -> str | None:
     while True:
         try:
             # On a terminal `input` edits the line; in a pipe nothing but answers belongs on stdout.
-            line = input("> ") if sys.stdin.isatty() and sys.stdout.isatty() else next(sys.stdin).rstrip("\n")
+            line = input("> ") if _at_terminal() else next(sys.stdin).rstrip("\n")
         except (EOFError, StopIteration):
+            if _at_terminal():
+                job.say("")
             return None
         except KeyboardInterrupt:
             job.say("\n(Ctrl-D ends the chat)")
             continue
         if line.strip():
             return line
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _write(events, stop: signals.StopRequest) -> str:

@@ -46,7 +46,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     began = time.monotonic()
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
-    workdir = workdir.expanduser().absolute()
+    workdir = files.user_path(workdir).absolute()
 
     # --- What is asked for, checked before anything is written.
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -57,6 +58,31 @@ def test_a_chat_answers_each_line_and_keeps_what_fits(home):
     assert "error" not in done.stdout and done.stdout.count("\n") >= 3
 
 
+def test_no_two_answers_of_a_chat_have_the_same_draws(home):
+    """The history is left out, so that each turn has the same prompt."""
+    (home / "last.jinja").write_text("{{ messages[-1]['content'] }}")
+    done = subprocess.run(
+        command("sample", *flags(home, "--chat", "--chat_template", home / "last.jinja", "--max_tokens", 20)),
+        input=b"hi\nhi\nhi\n\xff\n", env=environment(home / "cache") | {"PYTHONIOENCODING": "ascii:strict"}, cwd=ROOT,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"message 6 is no Unicode text" in done.stderr
+    assert done.stdout.isascii() and len(set(done.stdout.split(b"\n"))) > 2
+
+
+def test_without_standard_streams(home):
+    for closed, job_flags, words in (
+        (">&-", flags(home, "--prompt", "x"), "standard output is closed"),
+        ("<&-", chat_flags(home), "a chat reads from standard input; it is closed"),
+    ):
+        line = f"{shlex.join(command('sample', *job_flags))} {closed}"
+        done = subprocess.run(
+            ["sh", "-c", line], env=environment(home / "cache"), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(home):
     with subprocess.Popen(
         command("sample", *chat_flags(home, "--max_tokens", 3000, "--top_k", 50)),
@@ -97,12 +123,18 @@ def test_a_model_split_over_devices_says_the_same(home):
         (["--prompt", "x", "--tensor", 9], "--tensor is 9; the devices here number 8"),
         (["--prompt", "x", "--tensor", 8], "run does not divide over the mesh: .*query_dnh: its heads axis of 2"),
         (["--chat"], "no chat template"),
+        (["--chat", "--chat_template", "empty.jinja"], "the chat template .*empty.jinja is empty"),
+        (["--chat", "--chat_template", "refuses.jinja"], "the chat template refuses this conversation: .user first"),
         (["--chat", "--chat_template", "nowhere.jinja"], "can't be read"),
         (["--chat", "--max_len", 64, "--max_tokens", 64], "no room for answers of 64"),
     ],
 )
 def test_contradictions_and_missing_templates_are_told(home, more, words, monkeypatch):
     monkeypatch.setitem(os.environ, "GPT4JAX_CACHE", str(home / "cache"))
+    (home / "empty.jinja").touch()
+    (home / "refuses.jinja").write_text("{{ raise_exception('user first') }}")
+    if more[-1] in ("empty.jinja", "refuses.jinja"):
+        more = [*more[:-1], home / more[-1]]
     if words.startswith("no room"):
         more = [*more, "--chat_template", home / "template.jinja"]
     with pytest.raises(UserError, match=words):

@@ -61,7 +61,7 @@ def build(
     """Tokenizes what is not yet in `folder`; a shard appears whole or not at all.
 
     Raises:
-        UserError: no usable document, or (a bug it would be) a tokenizer that loses bytes.
+        UserError: no usable document, or a tokenizer that changes a text.
     """
     summary = folder / "summary.json"
     if summary.is_file():
@@ -115,7 +115,7 @@ def _write_shard(documents, shard, tokenizer, folder, number):
     token_bytes = tokenizer.token_bytes
     for text, ids, start in zip(texts, lists, offsets, strict=False):
         if int(token_bytes[ids].sum()) != len(tokenizer.dummy_prefix) + len(text):
-            raise UserError(f"tokenizer {tokenizer.name} lost bytes of a document that starts {text[:60]!r}")
+            raise UserError(f"tokenizer {tokenizer.name} changes the bytes of a document that starts {text[:60]!r}")
         tokens[start + 1 : start + 1 + len(ids)] = ids
     _save(folder, number, "offsets", offsets)
     _save(folder, number, "tokens", tokens)  # last: its presence says that the shard is whole

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from gpt4jax import files
 from gpt4jax.data import is_utf8
 from gpt4jax.errors import UserError
 
@@ -68,7 +69,7 @@ def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
     if options.dataset == "python_stdlib":
         builder = _own(PythonStdlib, sysconfig.get_paths()["stdlib"], "", cache_dir)
     elif kind in ("folder", "jsonl") and path:
-        builder = _own(UserText, str(pathlib.Path(path).expanduser().resolve()), options.text_feature, cache_dir)
+        builder = _own(UserText, str(files.user_path(path).resolve()), options.text_feature, cache_dir)
     else:
         return _tfds_set(options)
     report = dict(builder.info.metadata or {})

@@ -103,7 +103,11 @@ def from_json(
     if template is not None and not isinstance(template, str):
         raise UserError(f"{where}: its chat template is {template!r}, no text")
     try:
-        fast, markup = Fast.from_str(text), Fast.from_str(text)
+        fast = Fast.from_str(text)
+        if fast.truncation or fast.padding:  # of whoever saved it last
+            fast.no_truncation()
+            fast.no_padding()
+            text = fast.to_str()
         start = _start(fast)  # encodes, which some damage keeps it from
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{where} is no tokenizer that the `tokenizers` library can read: {error}") from error
@@ -122,20 +126,23 @@ def from_json(
     if not ends and not stops:
         raise UserError(f"{where} names no token that ends a text: no eos_token in {CONFIG} or config.json")
     all_stops = frozenset(stops) | ({special[roles["eos_token"]]} if "eos_token" in roles else set())
-    fast.encode_special_tokens = True
+    without = _without_dummy_prefix(text)
+    plain, dummy_prefix = Fast.from_str(without or text), " " if without else ""
+    plain.encode_special_tokens = True
 
     def encode_batch(texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in fast.encode_batch(list(texts), add_special_tokens=False)]
+        texts = [dummy_prefix + text if text else text for text in texts]
+        return [encoding.ids for encoding in plain.encode_batch(texts, add_special_tokens=False)]
 
     def encode_markup(text: str) -> list[int]:
-        return markup.encode(text, add_special_tokens=False).ids
+        return fast.encode(text, add_special_tokens=False).ids
 
     rules = json.dumps([text, start, ends, sorted(all_stops)])
     return Tokenizer(
         WEIGHTS, pieces, (ends or sorted(stops))[0], encode_batch,
         encode_markup, hashlib.sha256(rules.encode()).hexdigest()[:16], special=special, start=start,
         stops=all_stops or frozenset(ends[:1]), roles=roles, json=lambda: text, chat_template=template,
-        dummy_prefix=_dummy_prefix(fast, pieces),
+        dummy_prefix=dummy_prefix.encode(),
     )  # fmt: skip
 
 
@@ -148,17 +155,34 @@ def _start(fast) -> tuple[int, ...]:
     return tuple(i for i, _ in before)
 
 
-def _dummy_prefix(fast, pieces: Sequence[bytes]) -> bytes:
-    """The space that SentencePiece's tokenizers put before a text."""
-    text = b"".join(pieces[i] for i in fast.encode("a", add_special_tokens=False).ids)
-    return b" " if text == b" a" else b""
+def _without_dummy_prefix(text: str) -> str | None:
+    """The JSON of the same tokenizer without the space before a text that SentencePiece's have; None: it has none.
+
+    The library would put one behind each added token inside a text too, and none before a text that has one; then
+    the tokens would not be the text.
+    """
+    rules = json.loads(text)
+    before = json.dumps(rules)
+    for step in _steps(rules.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"
+    normalizers = _steps(rules.get("normalizer"), "normalizers")
+    kept = [step for step in normalizers if step.get("type") != "Prepend"]
+    if len(kept) < len(normalizers):
+        rules["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    after = json.dumps(rules)
+    return None if after == before else after
+
+
+def _steps(rule: Any, several: str) -> list[dict[str, Any]]:
+    """One rule of a `tokenizer.json`, or those of a sequence."""
+    rules = rule.get(several, [rule]) if isinstance(rule, dict) else []
+    return [one for one in rules if isinstance(one, dict)]
 
 
 def _pieces(fast, text: str, special: set[int], where: Any) -> tuple[bytes, ...]:
     """The bytes that each id stands for."""
-    decoder = json.loads(text).get("decoder")
-    several = decoder.get("decoders", [decoder]) if isinstance(decoder, dict) else []
-    kinds = {one["type"] for one in several if isinstance(one, dict) and "type" in one}
+    kinds = {one["type"] for one in _steps(json.loads(text).get("decoder"), "decoders") if "type" in one}
     if "ByteLevel" in kinds:
         byte_of = {char: bytes([byte]) for byte, char in enumerate(tokenizer_json.ALPHABET)}
 

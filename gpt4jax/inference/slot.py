@@ -28,7 +28,9 @@ class Slot:
         self.token = int(self.prompt[-1])  # the next one to go into the cache
         self._scores = np.zeros(len(self.prompt)), np.zeros(len(self.prompt), bool)
         stops: frozenset[int] = frozenset() if tokenizer is None else tokenizer.stops
-        self._stop_ids = stops if request.stop_ids is None else request.stop_ids
+        special = {} if tokenizer is None else tokenizer.special  # which have no text to be found in
+        named = {special[text] for text in request.stop if text in special}
+        self._stop_ids = (stops if request.stop_ids is None else request.stop_ids) | named
         self._text = None if tokenizer is None else TextStream(tokenizer.pieces, request.stop)
 
     @property

@@ -43,7 +43,7 @@ def find(
             raise UserError("data.tokenizer=weights needs --config.init_from, the weights whose tokenizer it is")
         return Start(None, None)
     place: Callable[[Any], Params]
-    source = pathlib.Path(config.init_from).expanduser()
+    source = files.user_path(config.init_from)
     if (source / "checkpoints").is_dir():
         old = _config_of_run(source)
         _check(config.init_from, model_config, _shape_of_run(old, source))

@@ -19,6 +19,10 @@ def check(config: model.Config, tensors: layout.Tensors, where: str) -> None:
     Raises:
         UserError: what is missing, too many, or of another shape.
     """
+    if config.num_layers > len(tensors.shapes):  # before a name is made for each of them
+        raise UserError(
+            f"{where} holds {len(tensors.shapes)} tensors, too few for the {config.num_layers} layers it states"
+        )
     wanted = {name: layout.hf_shape(parts[0][0]) for name, parts in layout.expected(config).items()}
     found = {name: shape for name, shape in tensors.shapes.items() if not _BUFFERS.search(name)}
     if missing := [name for name in wanted if name not in found]:

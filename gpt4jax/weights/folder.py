@@ -48,7 +48,7 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
         try:
             placed = json.loads((folder / INDEX).read_text())["weight_map"].items()
             paths = {name: folder / pathlib.PurePath(file).name for name, file in placed}  # never outside the folder
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / INDEX} is no index of safetensors files: {error}") from error
         out: dict[pathlib.Path, set[str] | None] = {}
         for name, path in paths.items():

@@ -3,8 +3,11 @@
 Tensors are dequantized one at a time, when a shard that needs them is read.
 """
 
+import contextlib
+import gc
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
@@ -50,6 +53,18 @@ _LLAMA3 = dict(rope_scaling="llama3", rope_low_freq_factor=1.0, rope_high_freq_f
 _ROPE_FREQS = "rope_freqs.weight"
 
 
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Without garbage collections: the library makes a million arrays, and JAX's callback swallows a Ctrl-C in one."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 class GgufFile:
     """A GGUF file's metadata, decoder and tensors (`layout.Tensors`).
 
@@ -62,8 +77,9 @@ class GgufFile:
     def __init__(self, path: pathlib.Path):
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
-            self.metadata: dict[str, Any] = {key: _plain(field) for key, field in reader.fields.items()}
+            with _no_collections():
+                reader = gguf.GGUFReader(path)
+                self.metadata: dict[str, Any] = {key: _plain(field) for key, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except (ValueError, KeyError, IndexError, OSError, OverflowError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no whole GGUF file ({error}); fetch it again") from error

@@ -47,9 +47,17 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> Tokenizer:
     tokens, types = get("tokens"), get("token_type")
     if not (_all(tokens, str) and _all(types, int)) or not 0 < len(tokens) == len(types):
         raise UserError(f"{path}: its tokenizer lacks tokens or the types of tokens")
-    ids = {role: get(f"{name}_token_id") for role, name in _ROLES.items()}
+    if len(ids_of := {token: i for i, token in enumerate(tokens)}) < len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if ids_of[token] != i)
+        raise UserError(
+            f"{path}: its tokenizer has the token {twice!r} twice, {tokens.index(twice)} and {ids_of[twice]}"
+        )
+    # llama.cpp's own defaults where the file is silent, here and below.
+    default = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" else {}
+    ids = {role: get(f"{name}_token_id", default.get(name)) for role, name in _ROLES.items()}
     # A stop that is no token is left out, as a config.json's is.
-    stops = [i for name in ("eos", "eot", "eom") if (i := get(f"{name}_token_id")) is not None]
+    stops = [i for name in ("eot", "eom") if (i := get(f"{name}_token_id")) is not None]
+    stops += [] if ids["eos_token"] is None else [ids["eos_token"]]
     if wrong := [i for i in (*ids.values(), *stops) if i is not None and not isinstance(i, int)]:
         raise UserError(f"{path}: its tokenizer says the id {wrong[0]!r}, which is no whole number")
     if outside := [f"{role} {i}" for role, i in ids.items() if i is not None and not 0 <= i < len(tokens)]:
@@ -63,7 +71,6 @@ def read(metadata: Mapping[str, Any], path: pathlib.Path) -> Tokenizer:
             fast.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif token_type == _USER_DEFINED:
             fast.add_tokens([AddedToken(token, special=False, normalized=False)])
-    # llama.cpp's own default where the file is silent.
     add_bos = get("add_bos_token", kind == "llama" or get("pre") == "llama-bpe") and "bos_token" in roles
     if add_bos:
         fast.post_processor = tokenizer_json.prefixed(roles["bos_token"], ids["bos_token"])
@@ -109,7 +116,7 @@ def _sentencepiece(get: Callable[..., Any], tokens: list[str], types: list[int],
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, normalizers
 
-    scores, unknown = get("scores"), get("unknown_token_id")
+    scores, unknown = get("scores"), get("unknown_token_id", 0)
     if not _all(scores, float) or len(scores) != len(tokens) or not all(map(math.isfinite, scores)):
         raise UserError(f"{path}: its tokenizer lacks the scores of tokens")
     normal = {token: i for i, token in enumerate(tokens) if types[i] == _NORMAL}
@@ -120,7 +127,7 @@ def _sentencepiece(get: Callable[..., Any], tokens: list[str], types: list[int],
     fast = Fast(
         models.BPE(
             {token: i for i, token in enumerate(tokens)}, merges, byte_fallback=_BYTE in types, fuse_unk=True,
-            unk_token=None if unknown is None else tokens[unknown],
+            unk_token=tokens[unknown],
         )
     )  # fmt: skip
     spaces = normalizers.Replace(" ", _SPACE)

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+from gpt4jax import files
 from gpt4jax.data.fetch import Pinned, fetch
 from gpt4jax.errors import UserError
 
@@ -24,7 +25,7 @@ def find(name: str, cache_dir: pathlib.Path) -> pathlib.Path:
     """
     if name in PINNED:
         return fetch(PINNED[name], cache_dir)
-    path = pathlib.Path(name).expanduser()
+    path = files.user_path(name)
     if path.is_file():
         if path.suffix == ".gguf":
             return path
@@ -41,13 +42,14 @@ def find(name: str, cache_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
-    if (folder / "config.json").is_file():
+    ggufs = sorted(folder.glob("*.gguf"))
+    # Some put a config.json beside GGUF files.
+    if (folder / "config.json").is_file() and (not ggufs or any(folder.glob("*.safetensors"))):
         return folder
-    files = sorted(folder.glob("*.gguf"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise UserError(f"{folder} holds {len(files)} .gguf files; name one of them, such as {files[0]}")
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        raise UserError(f"{folder} holds {len(ggufs)} .gguf files; name one of them, such as {ggufs[0]}")
     raise UserError(f"{folder} holds no weights: neither a config.json nor a .gguf file")
 
 
@@ -57,7 +59,9 @@ def _from_hub(repository: str, revision: str | None) -> pathlib.Path:
 
     what = f"{repository}@{revision}" if revision else repository
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=_PATTERNS))
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=_PATTERNS)
+        )
     except errors.GatedRepoError as error:
         raise UserError(
             f"{what} on the Hugging Face hub is gated: accept its terms there, then `hf auth login`"
@@ -80,3 +84,9 @@ def _from_hub(repository: str, revision: str | None) -> pathlib.Path:
             f"there is no folder {what}, and it could not be fetched from the Hugging "
             f"Face hub; is there a network? ({first})"
         ) from error
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{what} on the Hugging Face hub has no config.json; "
+            "of a repository of GGUF files, download one and name it"
+        )
+    return folder

@@ -183,6 +183,32 @@ def test_pieces_of_a_sentencepiece_vocabulary(tmp_path):
     assert tok.pieces[vocabulary.index("▁a")] == b" a" and tok.pieces[3 + 10] == b"\n"
 
 
+def test_cuts_and_padding_of_whoever_saved_it_are_left_out(tmp_path):
+    fast = byte_level()
+    fast.enable_truncation(max_length=1)
+    fast.enable_padding(length=8)
+    tok = foreign.read(saved(tmp_path, fast, tokenizer_config=dict(eos_token="<eos>")))
+    assert tok.encode("abc") == [tok.pieces.index(char) for char in (b"a", b"b", b"c")] == tok.encode_markup("abc")
+    foreign.write(tok, tmp_path / "out")
+    again = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert (again["truncation"], again["padding"]) == (None, None)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_metaspace(scheme, tmp_path):
+    vocabulary = ["<eos>", "▁", "a", "b", "▁a", "<x>"]
+    fast = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, [("▁", "a")]))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    fast.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    fast.add_tokens([AddedToken("<x>", special=False)])
+    tok = foreign.read(saved(tmp_path, fast, tokenizer_config=dict(eos_token="<eos>")))
+    assert tok.dummy_prefix == (b"" if scheme == "never" else b" ")
+    for text in ("a", " a", "ab<x>a", "<x>a", "<x>", ""):
+        assert tok.decode_bytes(tok.encode(text)) == (tok.dummy_prefix + text.encode() if text else b"")
+        if "<x>" not in text and not text.startswith(" "):
+            assert tok.encode(text) == fast.encode(text).ids
+
+
 def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="has no tokenizer.json"):
         foreign.read(tmp_path)

@@ -1,5 +1,6 @@
 """Whatever else runs beside it, a request's result is the same bits; and it is what the plain forward pass says."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -270,6 +271,11 @@ def test_text_stop_texts_and_ids_that_the_tokenizer_lacks():
     events = list(engine.stream(Request(**request, stop_ids=frozenset(), stop=["never", stop])))
     assert "".join(event.text for event in events) == whole.text[: whole.text.index(stop)]
     assert [event.finish for event in events] == [""] * (len(events) - 1) + ["stop"]
+    # A special token has no text to be found in: as a stop text it is the token. Here another bears that name.
+    named = dataclasses.replace(tokenizer, special={**tokenizer.special, "<|call|>": whole.tokens[7]})
+    engine = Engine(config, perturbed(config), tokenizer=named, rows=2)
+    short = engine.generate([Request(**request, stop_ids=frozenset(), stop=["<|call|>"])])[0]
+    assert short.tokens == whole.tokens[: whole.tokens.index(whole.tokens[7])] and short.finish == "stop"
 
 
 @pytest.mark.parametrize(

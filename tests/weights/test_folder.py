@@ -196,10 +196,11 @@ def change(name, array):
         (change("model.norm.weight", np.ones(23, np.float32)), {}, "model.norm.weight is 23, and by its.*should be 24"),
         (change("model.norm.weight", np.ones(24, np.int8)), {}, "model.norm.weight is of type I8; only F32, F16, BF16"),
         (None, dict(num_hidden_layers=3), "lacks model.layers.2.* and 6 more of the 30 tensors"),
+        (None, dict(num_hidden_layers=2**30), "holds 21 tensors, too few for the 1073741824 layers it states"),
         (None, dict(num_hidden_layers=1), "holds model.layers.1.*which its config knows nothing of"),
         (None, dict(vocab_size=62), "embed_tokens.weight is 61 x 24, and by its config should be 62 x 24"),
         (None, dict(tie_word_embeddings=True), "lm_head.weight differs from the token embedding"),
-        ({}, {}, "lacks model.embed_tokens.weight"),
+        ({}, {}, "holds 0 tensors, too few for the 2 layers it states"),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit(arrays, changes, words, tmp_path):
@@ -245,6 +246,10 @@ def test_a_damaged_index_or_config(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
     with pytest.raises(UserError, match="lacks x, which model.safetensors.index.json says"):
         load(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json can't be read"):
+    (folder / "model.safetensors.index.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="is no index of safetensors files"):
         load(folder)
+    for text in ("{", "[" * 200_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json can't be read"):
+            load(folder)

@@ -206,6 +206,7 @@ def test_a_truncated_file(keep, tmp_path):
         (dict(tokenizer={"tokens": "abc"}), "lacks tokens or the types of tokens"),
         (dict(tokenizer={"merges": 5}), "its tokenizer lacks merges"),
         (dict(tokenizer={"merges": ["A zz"]}), "merges and tokens do not belong together"),
+        (dict(tokenizer={"tokens": ["<s>", "</s>", *BYTES[:-1], "&"]}), "has the token '&' twice, 7 and 59"),
         (dict(tokenizer={"token_type": [3]}), "lacks tokens or the types of tokens"),
         (dict(tokenizer={"eos_token_id": 99}), "has 60 tokens, but says eos_token 99"),
         (dict(tokenizer={"tokens": [*VOCABULARY["tokens"], "{", "}"], "token_type": [3, 3] + [1] * 60}),
@@ -227,6 +228,8 @@ def test_names(tmp_path, monkeypatch):
     path = write(tmp_path / "a.gguf", "llama")
     monkeypatch.setattr(source, "fetch", lambda pinned, cache_dir: path)
     assert source.find("smollm2-135m-instruct", tmp_path) == path
+    (tmp_path / "config.json").touch()  # as some lay it beside
+    assert source.find(str(tmp_path), tmp_path) == path
     (tmp_path / "b.gguf").touch()
     with pytest.raises(UserError, match=r"holds 2 .gguf files; name one"):
         source.find(str(tmp_path), tmp_path)
@@ -236,6 +239,10 @@ def test_names(tmp_path, monkeypatch):
     save_file({"a": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="is no .gguf file; of safetensors, give the folder"):
         source.find(str(tmp_path / "model.safetensors"), tmp_path)
+    assert source.find(str(tmp_path), tmp_path) == tmp_path  # safetensors come first
+    for name in ("~no-such-user/x", "~no-such-user/x.gguf"):
+        with pytest.raises(UserError, match=r"~no-such-user/x.*: Could not determine home"):
+            source.find(name, tmp_path)
     for name in ("smollm", "no/such/folder", str(tmp_path / "none"), "none.gguf", "x/none.gguf"):
         with pytest.raises(UserError, match="there are no weights '.*nor one of smollm2-135m-instruct"):
             source.find(name, tmp_path)

@@ -32,6 +32,10 @@ def test_a_cached_repository(cached, tmp_path):
         source.find("org/tiny@v2", tmp_path)
     with pytest.raises(UserError, match="there is no folder org/other, and it could not be fetched.* network"):
         source.find("org/other", tmp_path)
+    (cached / "config.json").rename(cached / "other.json")
+    with pytest.raises(UserError, match="org/tiny on the Hugging Face hub has no config.json; of a repository of GGUF"):
+        source.find("org/tiny", tmp_path)
+    (cached / "other.json").rename(cached / "config.json")
     shutil.move(cached / "model.safetensors", cached / "pytorch_model.bin")
     with pytest.raises(UserError, match="as a pickle only"):
         weights.load("org/tiny", cache_dir=tmp_path)
