@@ -190,12 +190,12 @@ class Engine:
     def tick(self) -> None:
         """Gives free rows to waiting requests, reads a chunk of a prompt, and draws a token for each row that can.
 
-        A step costs the same however few rows it serves: as long as most of them still read, there is none. Then
-        it is a chunk of one prompt a step, and nobody waits long for the next token.
+        A step costs the same however few rows it serves: as long as more than a quarter of the busy rows still read,
+        there is none. Then it is a chunk of one prompt a step, and nobody waits long for the next token.
         """
         self._admit()
         events = self._read_prompts()
-        if self._count("reading") <= self._count("draws"):
+        if 3 * self._count("reading") <= self._count("draws"):
             events += self._draw()
         for event in events:
             self._events[event.request].append(event)
