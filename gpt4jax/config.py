@@ -56,6 +56,10 @@ def default() -> ml_collections.ConfigDict:
     m.logit_soft_cap = 0.0  # output logits are bounded to +- this; 0: unbounded
     m.dropout = 0.0  # on the embedding and on what each sub-layer adds to the residual stream
     m.init_std = 0.02  # of normal initializers; residual outputs: divided by sqrt(2 num_layers)
+    m.parametrization = "standard"  # or "mup": one learning rate for all widths and depths (gpt4jax/model/mup.py)
+    m.base_embed_dim = 256  # mup: the shape at which it is the standard parametrisation
+    m.base_num_layers = 4
+    m.base_head_dim = 64
     m.layers = "scan"  # compile one cycle of layers and loop; "unroll": faster steps, slower compilation
     m.remat = "none"  # recompute in the backward pass: "dots" all but plain matrix products, "full" everything
     m.loss_chunk_len = 0  # positions of each row whose logits exist at once; 0: all
@@ -63,7 +67,7 @@ def default() -> ml_collections.ConfigDict:
     m.param_dtype = "float32"  # of stored parameters and optimizer moments
 
     c.data = d = ml_collections.ConfigDict()
-    d.dataset = "python_stdlib"  # or "folder:PATH", "jsonl:PATH", or a TFDS name prepared as ArrayRecord
+    d.dataset = "python_stdlib"  # or "python_packages", "grammar:MEGABYTES", "folder:PATH", "jsonl:PATH", a TFDS name
     d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row
     d.train_split = "train"  # split names of a TFDS set

@@ -17,6 +17,7 @@ CHOICES = {
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16", "float64"),
     "param_dtype": ("float32", "bfloat16", "float64"),
+    "parametrization": ("standard", "mup"),
 }
 
 
@@ -60,6 +61,10 @@ class Config:
     logit_soft_cap: float = 0.0
     dropout: float = 0.0
     init_std: float = 0.02
+    parametrization: str = "standard"
+    base_embed_dim: int = 256
+    base_num_layers: int = 4
+    base_head_dim: int = 64
     layers: str = "scan"
     remat: str = "none"
     loss_chunk_len: int = 0

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import layers, position
+from gpt4jax.model import layers, mup, position
 from gpt4jax.model.attention import Cached, KeysValues
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
@@ -93,6 +93,7 @@ def features(
 def unembed(config: Config, params: Params, x_btd: jax.Array) -> jax.Array:
     """Logits (B, T, V) of hidden states, in float32 (float64 for a float64 decoder)."""
     table_vd = params["embed"]["token_vd"] if config.tie_embeddings else params["final"]["unembed_vd"]
+    x_btd = layers.times(mup.multipliers(config).output, x_btd)
     if isinstance(table_vd, Matrix):
         logits_mv = layers.outputs_first(x_btd.reshape(-1, config.embed_dim), table_vd, config.stable_dtype)
         logits_btv = logits_mv.reshape(*x_btd.shape[:2], -1)

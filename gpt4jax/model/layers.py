@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import masks, position
+from gpt4jax.model import masks, mup, position
 from gpt4jax.model.attention import Cached, KeysValues, Where, attend, attend_cached
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
@@ -102,6 +102,7 @@ def self_attention(
         k_btkh = _head_norm(config, k_btkh, p["key_norm_h"])
     if rows.cos_sin is not None:
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
+    q_btnh = times(mup.multipliers(config).attention, q_btnh)
     mask, soft_cap = masks.from_pattern(pattern), config.attention_soft_cap
     if cached is not None:
         # Written first and then only read: the other way round, XLA would copy the cache for the loop over it.
@@ -111,6 +112,11 @@ def self_attention(
         where = Where(rows.position_bt, rows.position_bt, rows.segment_bt, rows.segment_bt)
         y_btnh = attend(q_btnh, k_btkh, v_btkh, mask, where, soft_cap=soft_cap)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
+
+
+def times(factor: float, x: jax.Array) -> jax.Array:
+    """A product with a constant of the program; x itself for 1."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
 
 
 def _head_norm(config: Config, x_btnh: jax.Array, scale_h: jax.Array) -> jax.Array:
@@ -149,11 +155,12 @@ def block(
     dropout_key: jax.Array | None,
 ) -> tuple[jax.Array, KeysValues | None]:
     """One pre-norm decoder block: x + attention(norm(x)), then x + mlp(norm(x)). `cached` as in `self_attention`."""
+    by = mup.multipliers(config).residual
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     y_btd, cache = self_attention(
         config, pattern, p, norm(config, x_btd, p["attention_norm_d"], p.get("attention_norm_bias_d")), rows, cached
     )
-    x_btd = constrain(x_btd + dropout(y_btd, config.dropout, keys[0]), "act_batch", "act_len", "act_embed")
+    x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), "act_batch", "act_len", "act_embed")
     y_btd = mlp(config, p, norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d")))
-    x_btd = constrain(x_btd + dropout(y_btd, config.dropout, keys[1]), "act_batch", "act_len", "act_embed")
+    x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), "act_batch", "act_len", "act_embed")
     return x_btd, cache

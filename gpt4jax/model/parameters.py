@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt4jax.model import mup
 from gpt4jax.model.config import Config
 
 Params = Mapping[str, Mapping[str, jax.Array]]
@@ -28,13 +29,14 @@ class Parameter:
         axes: one logical axis per dimension (`gpt4jax.model.axes`).
         std: standard deviation of the normal initializer; 0 with `fill` for a constant.
         fill: the constant when `std` is 0.
-        role: its muP role: "input", "hidden", "output" or "vector".
+        role: its muP role: "input", "hidden", "query", "output" or "vector" (`gpt4jax.model.mup`).
         decay: whether AdamW's weight decay applies.
         hf_name: its name in Hugging Face's layout, `{layer}` standing for the layer's number.
         hf_part: (i, parts in units) if `hf_name` fuses several of our parameters: this is slice i.
         hf_transposed: whether Hugging Face stores the matrix as (out, in).
         matmul: whether the forward pass multiplies each token by it.
         inputs: of a layer's matrix: how many axes, after the layers', are its inputs.
+        learning_rate, eps: factors of the schedule's rate and of Adam's eps.
     """
 
     group: str
@@ -50,6 +52,8 @@ class Parameter:
     hf_transposed: bool = False
     matmul: bool = False
     inputs: int = 0
+    learning_rate: float = 1.0
+    eps: float = 1.0
 
     @property
     def size(self) -> int:
@@ -67,7 +71,12 @@ def table(config: Config) -> tuple[Parameter, ...]:
                 std=config.init_std, fill=0.0, role="output", decay=True, hf_name="lm_head.weight", matmul=True,
             )
         )  # fmt: skip
-    return tuple(rows)
+    return tuple(_scaled(config, row) for row in rows)
+
+
+def _scaled(config: Config, row: Parameter) -> Parameter:
+    scale = mup.scale(config, row.role, row.group)
+    return dataclasses.replace(row, std=row.std * scale.std, learning_rate=scale.learning_rate, eps=scale.eps)
 
 
 def _embeddings(config: Config) -> list[Parameter]:
@@ -92,8 +101,7 @@ def _embeddings(config: Config) -> list[Parameter]:
 def _layers(config: Config) -> list[Parameter]:
     d, f, h = config.embed_dim, config.mlp_dim, config.head_dim
     n, k = config.num_heads, config.num_kv_heads
-    # GPT-2: matrices that write into the residual stream start smaller by the number of such writes.
-    residual_std = config.init_std / math.sqrt(2 * config.num_layers)
+    residual_std = mup.residual_std(config)
     fused = (n * h, k * h, k * h)
     rows = _norm(config, "layers", "attention_norm", config.num_layers, _hf(config, "attention_norm"))
     for i, (name, letter, heads) in enumerate((("query", "n", n), ("key", "k", k), ("value", "k", k))):
@@ -128,7 +136,8 @@ def _linear(
     rows = [
         Parameter(
             "layers", f"{name}_{letters}", (layers, *inputs, *outputs), ("layers", *input_axes, *output_axes),
-            std=std, fill=0.0, role="hidden", decay=True, hf_name=hf + ".weight", hf_part=hf_part,
+            std=std, fill=0.0, role="query" if name == "query" else "hidden", decay=True,
+            hf_name=hf + ".weight", hf_part=hf_part,
             hf_transposed=not _gpt2_names(config), matmul=True, inputs=len(inputs),
         )
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""AdamW with a learning-rate schedule, a decay mask and clipping."""
+"""AdamW with a learning-rate schedule, a decay mask, clipping, and muP's factors."""
 
 from typing import Any
 
@@ -41,10 +41,14 @@ def schedule(options: Any, num_steps: int) -> optax.Schedule:
 def adamw(options: Any, config: Config, num_steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings only.
 
-    The learning rate of the first step is the schedule's at 1, so that no step is wasted on a rate of 0.
+    The learning rate of the first step is the schedule's at 1, so that no step is wasted on a rate of 0. Under muP
+    each parameter has its own factors of the learning rate and of eps (`gpt4jax.model.mup`); the decay has none.
     """
     rate = schedule(options, num_steps)
     decay_mask = tree(config, lambda row: row.decay)
+    # Adam of g / e with eps is Adam of g with eps e.
+    eps = _scale_by(tree(config, lambda row: 1 / row.eps))
+    learning_rate = _scale_by(tree(config, lambda row: row.learning_rate))
 
     def covered(params):
         if jax.tree.map(lambda _: 0, params) != jax.tree.map(lambda _: 0, decay_mask):
@@ -54,12 +58,16 @@ def adamw(options: Any, config: Config, num_steps: int) -> optax.GradientTransfo
     clip = [optax.clip_by_global_norm(options.grad_clip_norm)] if options.grad_clip_norm else []
     return optax.chain(
         *clip,
-        optax.adamw(
-            lambda step: rate(step + 1),
-            b1=options.beta1,
-            b2=options.beta2,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            mask=covered,
-        ),
+        *eps,
+        optax.scale_by_adam(b1=options.beta1, b2=options.beta2, eps=options.eps),
+        *learning_rate,
+        optax.add_decayed_weights(options.weight_decay, mask=covered),
+        optax.scale_by_learning_rate(lambda step: rate(step + 1)),
     )
+
+
+def _scale_by(factors: Any) -> list[optax.GradientTransformation]:
+    """Multiplies each update by its own constant; nothing where all are 1."""
+    if all(factor == 1 for factor in jax.tree.leaves(factors)):
+        return []
+    return [optax.stateless(lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, factors))]

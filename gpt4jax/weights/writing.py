@@ -15,6 +15,7 @@ from gpt4jax import model
 from gpt4jax.data import foreign
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
+from gpt4jax.model import mup
 from gpt4jax.model.parameters import Parameter, Params
 from gpt4jax.weights import architecture, layout
 from gpt4jax.weights.folder import INDEX, SINGLE
@@ -76,6 +77,7 @@ def save(
         )
     if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
         raise UserError("the parameters lie in part on other processes; export a checkpoint from one process")
+    config, params = mup.fold(config, params)
     dtype = dtype or config.param_dtype
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
