@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -110,8 +110,12 @@ def default() -> ml_collections.ConfigDict:
     return c.lock()
 
 
-def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+def load(
+    path: str, overrides: Iterable[str] = (), start: Callable[[], ml_collections.ConfigDict] | None = None
+) -> ml_collections.ConfigDict:
     """The config of a file's `get_config()` with `KEY=VALUE` overrides (dotted keys), locked.
+
+    `start` gives the keys that it must have: `default`, or that of a job which has more.
 
     Raises:
         UserError: a file without get_config(), a key that does not exist, a value of another type.
@@ -133,9 +137,10 @@ def load(path: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() gives a {type(config).__name__}, not a ConfigDict")
     config = config.copy_and_resolve_references()
-    missing = set(_keys(default())) - set(_keys(config))
+    start = start or default
+    missing = set(_keys(start())) - set(_keys(config))
     if missing:
-        raise UserError(f"{path} lacks {sorted(missing)[0]}; start it from gpt4jax.config.default()")
+        raise UserError(f"{path} lacks {sorted(missing)[0]}; start it from {start.__module__}.default()")
     config.lock()
     for override in overrides:
         _override(config, override)
@@ -240,16 +245,24 @@ def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
         UserError: not a config of this version.
     """
     try:
-        loaded = json.loads(path.read_text())
-        config = default().unlock()
-        with config.ignore_type():
-            config.update(loaded)
-        config.model.attention = tuple(config.model.attention)
-        strange = set(_keys(config)) - set(_keys(default()))
-        if strange:
-            raise KeyError(f"unknown key {sorted(strange)[0]}")
+        return from_dict(json.loads(path.read_text()))
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config of this version of gpt4jax: {error}") from error
+
+
+def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config whose `to_dict` or JSON this is, locked.
+
+    Raises:
+        ValueError, AttributeError, KeyError, TypeError: it is none of this version.
+    """
+    config = default().unlock()
+    with config.ignore_type():
+        config.update(fields)
+    config.model.attention = tuple(config.model.attention)
+    strange = set(_keys(config)) - set(_keys(default()))
+    if strange:
+        raise KeyError(f"unknown key {sorted(strange)[0]}")
     return config.lock()
 
 

@@ -1,4 +1,4 @@
-"""Corpora by name: TFDS builders for the Python library and the user's own text, and any TFDS set.
+"""Corpora by name: TFDS builders for Python's library, for packages, a grammar and the user's text; any TFDS set.
 
 All of them end as ArrayRecord files that TFDS prepared, read at random without TensorFlow.
 """
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from gpt4jax import files
-from gpt4jax.data import is_utf8
+from gpt4jax.data import grammar, is_utf8, packages
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -68,12 +68,17 @@ def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
     kind, _, path = options.dataset.partition(":")
     if options.dataset == "python_stdlib":
         builder = _own(PythonStdlib, sysconfig.get_paths()["stdlib"], "", cache_dir)
+    elif options.dataset == "python_packages":
+        builder = _packages(cache_dir)
+    elif kind == "grammar":
+        builder = _grammar(path, cache_dir)
     elif kind in ("folder", "jsonl") and path:
         builder = _own(UserText, str(files.user_path(path).resolve()), options.text_feature, cache_dir)
     else:
         return _tfds_set(options)
     report = dict(builder.info.metadata or {})
     skipped = [f"{report['empty']} empty documents"] if report.get("empty") else []
+    skipped += [f"{report['copies']} copies of other files"] if report.get("copies") else []
     skipped += [f"not UTF-8: {name}" for name in report.get("not_utf8", [])]
     splits = {name: Documents(builder.as_data_source(split=name), "text") for name in ("train", "eval")}
     return Corpus(options.dataset, builder.builder_config.fingerprint, splits, tuple(skipped))
@@ -97,7 +102,24 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
             f"{root} has {sum(usable.values())} usable documents, too few to hold out {HELD_OUT_PERCENT}% "
             "by hash for evaluation: use more documents, or smaller ones"
         )
-    config = SourceConfig(name=digest.hexdigest()[:16], root=root, feature=feature, fingerprint=digest.hexdigest())
+    return _built(builder_class, root, digest.hexdigest(), cache_dir, feature)
+
+
+def _packages(cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
+    return _built(PythonPackages, str(cache_dir), packages.fingerprint(packages.packages()), cache_dir)
+
+
+def _grammar(megabytes: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
+    if not (megabytes.isascii() and megabytes.isdecimal() and int(megabytes)):
+        raise UserError(f"data.dataset grammar:{megabytes}: say how many megabytes to train on, such as grammar:100")
+    source = hashlib.sha256(pathlib.Path(grammar.__file__).read_bytes()).hexdigest()
+    return _built(Grammar, megabytes, hashlib.sha256(f"{source} {megabytes}".encode()).hexdigest(), cache_dir)
+
+
+def _built(
+    builder_class: type, root: str, fingerprint: str, cache_dir: pathlib.Path, feature: str = ""
+) -> tfds.core.DatasetBuilder:
+    config = SourceConfig(name=fingerprint[:16], root=root, feature=feature, fingerprint=fingerprint)
     builder = builder_class(data_dir=cache_dir / "tfds", config=config, file_format="array_record")
     tfds.disable_progress_bar()
     try:
@@ -171,7 +193,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        self.info.metadata.update(empty=0, not_utf8=[])
+        self.info.metadata.update(empty=0, copies=0, not_utf8=[])
         return {"train": self._generate_examples(False), "eval": self._generate_examples(True)}
 
     def _generate_examples(self, evaluation: bool):
@@ -193,6 +215,38 @@ class PythonStdlib(_TextBuilder):
     python_only = True
 
 
+class PythonPackages(_TextBuilder):
+    """The Python source of pinned packages, without copies; the packages and their licences are in the metadata."""
+
+    def _generate_examples(self, evaluation: bool):
+        table, facts = packages.packages(), self.info.metadata
+        facts["licenses"] = {f"{p.wheel.package} {p.wheel.version}": p.license for p in table}
+        for key, data, held, copied in packages.documents(table, pathlib.Path(self.builder_config.root)):
+            if evaluation and not held:
+                return  # they come first
+            if copied:
+                facts["copies"] += not evaluation  # training looks at every file
+            elif held != evaluation:
+                continue
+            elif not data.strip():
+                facts["empty"] += 1
+            elif not is_utf8(data):
+                facts["not_utf8"].append(key)
+            else:
+                yield key, {"key": key, "text": data.decode()}
+
+
+class Grammar(_TextBuilder):
+    """Documents of the language of known entropy (`gpt4jax.data.grammar`), drawn apart for the two splits."""
+
+    EVAL_BYTES = 4_000_000
+
+    def _generate_examples(self, evaluation: bool):
+        size = self.EVAL_BYTES if evaluation else int(self.builder_config.root) * 1_000_000
+        for i, text in enumerate(grammar.documents(grammar.language(), int(evaluation), size)):
+            yield i, {"key": str(i), "text": text}
+
+
 class UserText(_TextBuilder):
     """The files of a folder, or the lines of a JSONL file."""
 
@@ -203,8 +257,8 @@ def _tfds_set(options: Any) -> Corpus:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         raise UserError(
-            f"data.dataset {name!r} is neither python_stdlib, folder:PATH or jsonl:PATH, nor a TFDS data set "
-            f"under $TFDS_DATA_DIR ({str(error).splitlines()[0]})"
+            f"data.dataset {name!r} is neither python_stdlib, python_packages, grammar:MEGABYTES, folder:PATH or "
+            f"jsonl:PATH, nor a TFDS data set under $TFDS_DATA_DIR ({str(error).splitlines()[0]})"
         ) from error
     how = f"prepare it with `tfds build {name} --file_format=array_record`"
     if not builder.is_prepared():

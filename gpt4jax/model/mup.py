@@ -23,7 +23,7 @@ no use for zeros.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpt4jax.model.config import Config
 
@@ -109,7 +109,7 @@ def grow(config: Config, embed_dim: int, num_layers: int, *, by: str = "num_head
         ValueError: the attention can't be grown to that width in whole numbers.
     """
     ratio = embed_dim / config.embed_dim
-    fields: dict[str, int] = dict(embed_dim=embed_dim, num_layers=num_layers, mlp_dim=round(ratio * config.mlp_dim))
+    fields: dict[str, Any] = dict(embed_dim=embed_dim, num_layers=num_layers, mlp_dim=round(ratio * config.mlp_dim))
     for name in ("num_heads", "num_kv_heads") if by == "num_heads" else ("head_dim",):
         fields[name] = round(ratio * getattr(config, name))
         if fields[name] != ratio * getattr(config, name) or not fields[name]:
