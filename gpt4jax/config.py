@@ -58,8 +58,8 @@ def default() -> ml_collections.ConfigDict:
     m.init_std = 0.02  # of normal initializers; residual outputs: divided by sqrt(2 num_layers)
     m.parametrization = "standard"  # or "mup": one learning rate for all widths and depths (gpt4jax/model/mup.py)
     m.base_embed_dim = 256  # mup: the shape at which it is the standard parametrisation
-    m.base_num_layers = 4
-    m.base_head_dim = 64
+    m.base_num_layers = 4  # ... its depth
+    m.base_head_dim = 64  # ... and its heads
     m.layers = "scan"  # compile one cycle of layers and loop; "unroll": faster steps, slower compilation
     m.remat = "none"  # recompute in the backward pass: "dots" all but plain matrix products, "full" everything
     m.loss_chunk_len = 0  # positions of each row whose logits exist at once; 0: all

@@ -9,6 +9,7 @@ import pytest
 from gpt4jax import config as configuration
 from gpt4jax import model
 from gpt4jax.errors import UserError
+from gpt4jax.scaling import ladder, sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -17,17 +18,19 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_complete_and_describes_a_decoder(path):
     config = configuration.load(str(path))
-    assert set(configuration._keys(config)) == set(configuration._keys(configuration.default()))
+    starts = (configuration.default, ladder.default, sweep.default)
+    assert set(configuration._keys(config)) in [set(configuration._keys(start())) for start in starts]
     assert config.is_locked
     assert configuration.model_config(config).num_layers == config.model.num_layers
     assert f"--config configs/{path.name}" in path.read_text()
 
 
-def test_every_key_is_commented():
-    source = (ROOT / "gpt4jax" / "config.py").read_text()
+@pytest.mark.parametrize(("file", "least"), [("config.py", 50), ("scaling/ladder.py", 15), ("scaling/sweep.py", 6)])
+def test_every_key_is_commented(file, least):
+    source = (ROOT / "gpt4jax" / file).read_text()
     lines = re.findall(r"^    ([a-z])\.(\w+) = (.*)$", source.partition("return c.lock()")[0], re.M)
     bare = [name for _, name, rest in lines if "#" not in rest and "ConfigDict" not in rest]
-    assert len(lines) > 50 and not bare
+    assert len(lines) > least and not bare
 
 
 def test_model_group_and_dataclass_agree():

@@ -7,7 +7,6 @@ import pytest
 
 from gpt4jax.data import grammar
 
-
 _BAD = ("(", "(w", "(w ", "(w ]", "(w ))", "()", "((w ))")  # behind a word
 
 

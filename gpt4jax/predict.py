@@ -1,0 +1,203 @@
+"""Forecasts a large run from small ones: `python -m gpt4jax.predict --config configs/ladder_cpu.py --workdir DIR`.
+
+Trains the ladder's runs, fits a law, registers the forecast in DIR/forecast.json, and only then trains the target and
+compares. The same command resumes what was interrupted.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from gpt4jax import config as configuration
+from gpt4jax import files, job
+from gpt4jax.errors import UserError
+
+STAGES = ("ladder", "forecast", "target")
+# Neither changes what a run computes.
+_MAY_CHANGE = ("ladder.workers", "data.cache_dir", "data.prefetch")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags and forecasts; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4jax.predict", description=__doc__.partition("\n")[0])
+    job.config_flags(parser)
+    parser.add_argument(
+        "--until", choices=STAGES, default="target", help="stop after this stage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="go on although code or data changed since the ladder; it is recorded"
+    )
+    flags, overrides = job.parse(parser, argv)
+    from gpt4jax.scaling import ladder
+
+    config = configuration.load(flags.config, overrides, ladder.default)
+    return predict(config, flags.workdir, until=flags.until, force=flags.force)
+
+
+def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool = False) -> int:
+    """Runs (or resumes) the stages of a forecast up to `until`; returns the exit status.
+
+    Raises:
+        UserError: what is wrong with the config, the data, the workdir or the runs, in words.
+    """
+    import jax
+
+    from gpt4jax.scaling import figures, forecast, ladder, pool
+
+    workdir = files.user_path(workdir).absolute()
+    configuration.check_values(config)
+    plan = ladder.plan(config)
+    _open(workdir, config)
+    job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
+
+    # --- The data, prepared once for all workers; this process itself leaves accelerators to them.
+    platform, devices = pool.machine()
+    where = pool.places(config.ladder.workers, platform, devices)
+    jax.config.update("jax_platforms", "cpu")
+    facts, units = _data(config, plan)
+
+    # --- The small runs.
+    results = pool.train_all(plan.runs, workdir / "runs", where, job.say)
+    files.replace(workdir / "ladder.json", json.dumps([_row(r) for r in results], indent=1) + "\n")
+    if until == "ladder":
+        return 0
+
+    # --- The forecast, before the target has taken a step.
+    path = workdir / "forecast.json"
+    document = files.read_json(path)
+    if not document:
+        document = register(config, plan, results, workdir, facts, units, force)
+        files.replace(path, json.dumps(document, indent=1) + "\n")
+    forecast.check_seal(document, str(path))
+    print(forecast.describe(document, units), flush=True)
+    figures.ladder(document, results, None, units, workdir)
+    if until == "forecast":
+        return 0
+
+    # --- The target, and what came of the forecast.
+    forced = document["forced"] + _changed_since(document, facts, force)
+    done = pool.train_all(plan.targets, workdir / "target", [pool.Place({}, ())], job.say)
+    losses = [r.loss for r in done if r.ended]
+    if not losses:
+        raise UserError(f"the target came to no loss: {[r.reason for r in done]}; the forecast stands in {path}")
+    report: dict[str, Any] = {"forecast_sha256": document["sha256"], "forced": forced}
+    report |= {"targets": [_row(r) for r in done], "forecasts": forecast.compare(document, losses)}
+    files.replace(workdir / "report.json", json.dumps(report, indent=1) + "\n")
+    figures.ladder(document, results, done, units, workdir)
+    figures.collapse([*results, *done], document, workdir)
+    print(forecast.verdict(report, units) + f"\nworkdir {workdir}")
+    return 0
+
+
+def register(config, plan, results, workdir: pathlib.Path, facts, units, force: bool) -> dict[str, Any]:
+    """The forecast as it will be sealed.
+
+    Raises:
+        UserError: the target has taken a step, code or data changed since the ladder was run, or no law fits.
+    """
+    import dataclasses
+    import importlib.metadata
+
+    from gpt4jax.scaling import forecast, pool
+    from gpt4jax.training import metrics
+
+    for run in plan.targets:
+        if metrics.read(workdir / "target" / run.name) or pool.result(run, workdir / "target"):
+            raise UserError(f"{run.name} has already taken steps: a forecast of it now would be none")
+    forced = [*pool.other_code(plan.runs, workdir / "runs"), *_other_data(plan.runs, workdir / "runs", facts)]
+    if forced and not force:
+        raise UserError("; ".join(forced) + ". Run the ladder anew, or --force it, which the forecast will say")
+    target = plan.targets[0]
+    forecasts, without = [], {}
+    for ratio in config.ladder.ratios:
+        try:
+            forecasts.append(forecast.fit(results, target, ratio, config.ladder.level))
+        except UserError as error:
+            without[f"{ratio:g}"] = str(error)
+    if not forecasts:
+        raise UserError("; ".join(without.values()))
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "gpt4jax")
+    return forecast.seal(
+        {
+            "format": forecast.FORMAT,
+            "registered": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "unit": "held-out nats per token",
+            "units": dataclasses.asdict(units),
+            "level": config.ladder.level,
+            "forecasts": forecasts,
+            "without_forecast": without,
+            "target": {"compute": target.compute, "num_params": target.num_params, "num_tokens": target.num_tokens,
+                       "epochs": target.num_tokens / facts["train"]["pairs"],
+                       "seeds": [run.seed for run in plan.targets], "config": target.config.to_dict()},
+            "ladder": [_row(r) for r in results],
+            "corpus": {key: facts[key] for key in ("dataset", "fingerprint", "tokenizer", "tokenizer_fingerprint")},
+            "code": forecast.code_digest(),
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "forced": forced,
+        }
+    )  # fmt: skip
+
+
+def _open(workdir: pathlib.Path, config) -> None:
+    saved = workdir / "config.json"
+    old = files.read_json(saved)
+    if old and "ladder" not in old:
+        raise UserError(f"{workdir} holds another job's run; choose another workdir")
+    if old and (different := configuration.differences(old, config, _MAY_CHANGE)):
+        raise UserError(
+            f"{workdir} was begun with another config; choose another workdir, or change back " + "; ".join(different)
+        )
+    if not old and workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and no forecast of gpt4jax; choose another")
+    files.replace(saved, configuration.to_json(config))
+
+
+def _data(config, plan):
+    """What identifies the data, and the units of the held-out rows; says how many epochs the longest run makes."""
+    from gpt4jax.data import text
+    from gpt4jax.scaling import forecast
+
+    data = text.load(config.data, config.model.vocab_size, files.cache_dir(config.data.cache_dir), job.say)
+    epochs = plan.targets[0].num_tokens / data.facts["train"]["pairs"]
+    job.say(f"the target reads {epochs:.2f} of the training tokens" + (": more than one epoch" if epochs > 1 else ""))
+    return data.facts, forecast.units(data.rows["eval"], data.tokenizer, config.eval.num_rows)
+
+
+def _other_data(runs, folder: pathlib.Path, facts) -> list[str]:
+    """Which runs were trained on other data."""
+    found = []
+    for run in runs:
+        old = files.read_json(folder / run.name / "data.json")
+        changed = [key for key in ("fingerprint", "tokenizer_fingerprint") if old and old[key] != facts[key]]
+        found += [f"{run.name} was trained with another {key.replace('_', ' ')} of the data" for key in changed]
+    return found
+
+
+def _changed_since(document, facts, force: bool) -> list[str]:
+    """How code and data differ from those of the registration; an error in words unless forced."""
+    from gpt4jax.scaling import forecast
+
+    changed = [key for key in ("fingerprint", "tokenizer_fingerprint") if document["corpus"][key] != facts[key]]
+    words = [f"the data's {key.replace('_', ' ')} is another" for key in changed]
+    if document["code"] != forecast.code_digest():
+        words.append("the code that trains is another")
+    if words and not force:
+        raise UserError(
+            f"since the forecast was registered {'; '.join(words)}: the target would be no test of it. "
+            "--force trains it all the same"
+        )
+    return [f"since the registration {line}" for line in words]
+
+
+def _row(result) -> dict[str, Any]:
+    run = result.run
+    return {"name": run.name, "compute": run.compute, "num_params": run.num_params, "num_tokens": run.num_tokens,
+            "seed": run.seed, "loss": result.loss if result.ended else None, "reason": result.reason}  # fmt: skip
+
+
+if __name__ == "__main__":
+    job.use_huge_pages()
+    job.main(main)

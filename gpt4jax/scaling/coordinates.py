@@ -1,0 +1,116 @@
+"""The coordinate check of muP: `python -m gpt4jax.scaling.coordinates --config configs/mup.py --workdir DIR`.
+
+After a few steps of Adam the activations inside the decoder must have changed as much at every width (Yang et al.
+2022, appendix D.1). DIR gets coordinates.json and coordinates.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt4jax import config as configuration
+from gpt4jax import files, job, model
+from gpt4jax.model import layers, mup, position
+from gpt4jax.model.parameters import Params
+from gpt4jax.scaling import sweep
+from gpt4jax.training import optimizer, state, step
+from gpt4jax.training.step import Batch
+
+PLACES = ("embedding", "scores", "attention", "mlp", "features", "logits")
+
+
+def activations(config: model.Config, params: Params, tokens_bt: jax.Array) -> dict[str, jax.Array]:
+    """What the check looks at, of a decoder with rotary positions and RMSNorm.
+
+    The embedding; the last block's attention scores before the mask, and what its two branches add to the stream; the
+    last hidden states; the logits.
+    """
+    positions_bt = jnp.arange(tokens_bt.shape[1])[None]
+    cos_sin = position.rope_angles(config, positions_bt)
+    rows = layers.Rows(positions_bt, None, cos_sin)
+    by = mup.multipliers(config)
+    x_btd = params["embed"]["token_vd"][tokens_bt]
+    out = {"embedding": x_btd}
+    for i in range(config.num_layers):
+        p = {name: leaf[i] for name, leaf in params["layers"].items()}
+        y_btd = layers.norm(config, x_btd, p["attention_norm_d"], None)
+        q_btnh = position.rotate(layers.linear(y_btd, p["query_dnh"], None), *cos_sin)
+        k_btkh = position.rotate(layers.linear(y_btd, p["key_dkh"], None), *cos_sin)
+        scale = by.attention / math.sqrt(config.head_dim)
+        out["scores"] = scale * jnp.einsum("btnh,bsnh->bnts", q_btnh, k_btkh)
+        out["attention"] = by.residual * layers.self_attention(config, "dense", p, y_btd, rows, None)[0]
+        x_btd = x_btd + out["attention"]
+        out["mlp"] = by.residual * layers.mlp(config, p, layers.norm(config, x_btd, p["mlp_norm_d"], None))
+        x_btd = x_btd + out["mlp"]
+    out["features"] = layers.norm(config, x_btd, params["final"]["norm_d"], None)
+    out["logits"] = model.unembed(config, params, out["features"])
+    return out
+
+
+def changes(config: model.Config, options, data: Batch, seed: int) -> dict[str, list[float]]:
+    """The root mean square, by place, of how much activations on the first batch have changed after each step."""
+    num_steps = data.tokens_bt.shape[0]
+    tx, schedule = optimizer.adamw(options, config, num_steps), optimizer.schedule(options, num_steps)
+    train = jax.jit(partial(step.train_step, config, tx, schedule, seed=0))
+    look = jax.jit(partial(activations, config))
+    now = jax.jit(partial(state.new_state, config, tx))(seed)
+    before = look(now.params, data.tokens_bt[0])
+    out: dict[str, list[float]] = {place: [] for place in PLACES}
+    for i in range(num_steps):
+        now, _ = train(now, jax.tree.map(lambda leaf, i=i: leaf[i], data))
+        after = look(now.params, data.tokens_bt[0])
+        for place in PLACES:
+            out[place].append(float(jnp.sqrt(jnp.mean(jnp.square(after[place] - before[place])))))
+    return out
+
+
+def slopes(widths: Sequence[int], by_width: Mapping[int, Sequence[float]]) -> float:
+    """The exponent p of sizes proportional to width^p, by least squares of logarithms; 0 is flat."""
+    x = np.log([width for width in widths for _ in by_width[width]])
+    return float(np.polyfit(x, np.log([size for width in widths for size in by_width[width]]), 1)[0])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags, measures both parametrisations at each width and draws them; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4jax.scaling.coordinates", description="muP's coordinate check")
+    job.config_flags(parser)
+    flags, overrides = job.parse(parser, argv)
+    config = configuration.load(flags.config, overrides, sweep.default)
+    workdir = files.user_path(flags.workdir)
+    check = config.sweep
+    base = configuration.model_config(config)
+    data = sweep.data(config, check.coordinate_steps, job.say)
+    measured: dict[str, dict[int, dict[str, list[float]]]] = {}
+    for name in ("mup", "standard"):
+        measured[name] = {}
+        for width in check.coordinate_widths:
+            shape = mup.grow(dataclasses.replace(base, parametrization=name), width, base.num_layers, by="head_dim")
+            runs = [changes(shape, config.optimizer, data, seed) for seed in range(check.seeds)]
+            measured[name][width] = {place: [run[place][-1] for run in runs] for place in PLACES}
+            job.say(f"{name} {width}: " + ", ".join(f"{p} {np.mean(v):.3g}" for p, v in measured[name][width].items()))
+    widths = list(check.coordinate_widths)
+    report = {
+        name: {place: slopes(widths, {w: at[w][place] for w in widths}) for place in PLACES}
+        for name, at in measured.items()
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.replace(workdir / "coordinates.json", json.dumps({"slopes": report, "changes": measured}, indent=1) + "\n")
+    from gpt4jax.scaling import figures
+
+    figures.coordinates(measured, PLACES, pathlib.Path(workdir) / "coordinates.png")
+    print("exponent of the width in the size of changes (0: flat)")
+    for name, exponents in report.items():
+        print(f"{name:9s}" + ", ".join(f"{place} {value:+.2f}" for place, value in exponents.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    job.main(main)

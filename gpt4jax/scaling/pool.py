@@ -1,0 +1,174 @@
+"""Training runs side by side: a process for each accelerator, or for each share of a CPU's cores."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+from gpt4jax import config as configuration
+from gpt4jax import job
+from gpt4jax.errors import UserError
+from gpt4jax.scaling.forecast import Result, code_digest
+from gpt4jax.scaling.ladder import Run
+from gpt4jax.training import metrics
+
+LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and the digest of the code at each start
+FAILED = "failed.txt"  # in it: why it came to no loss
+_VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
+
+
+class Place(NamedTuple):
+    """Where a worker runs: environment variables to set, and the cores it may use (empty: all)."""
+
+    environment: dict[str, str]
+    cores: tuple[int, ...]
+
+
+def places(workers: int, platform: str, devices: int) -> list[Place]:
+    """One place for each worker; 0 workers: as many as there are accelerators, or two that share a CPU's cores.
+
+    Raises:
+        UserError: more workers than devices or cores.
+    """
+    if platform in _VISIBLE:
+        workers = workers or devices
+        if workers > devices:
+            raise UserError(f"ladder.workers is {workers}, and there are {devices} devices of kind {platform}")
+        return [Place({_VISIBLE[platform]: str(i)}, ()) for i in range(workers)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    workers = workers or min(2, len(cores))
+    if workers > len(cores):
+        raise UserError(f"ladder.workers is {workers}, and there are {len(cores)} cores")
+    return [Place({}, tuple(cores[i::workers])) for i in range(workers)]
+
+
+def result(run: Run, folder: pathlib.Path) -> Result | None:
+    """What a run in its folder came to; None if it has not ended."""
+    failed = folder / run.name / FAILED
+    if failed.is_file():
+        return Result(run, math.nan, failed.read_text().strip())
+    lines = [line for line in metrics.read(folder / run.name) if "eval/heldout/loss" in line]
+    if not lines or lines[-1]["step"] != run.config.num_steps:
+        return None
+    return Result(run, lines[-1]["eval/heldout/loss"])
+
+
+def train_all(
+    runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place], say: Callable[[str], None]
+) -> list[Result]:
+    """Trains the runs that have not ended, the dearest first; a run that diverges is a result without a loss.
+
+    Raises:
+        UserError: what is wrong with the config or the data, or a worker that died.
+        KeyboardInterrupt: asked to stop; every run has saved what it can resume from.
+    """
+    results = {run.name: result(run, folder) for run in runs}
+    left = sorted((run for run in runs if results[run.name] is None), key=lambda run: -run.compute)
+    if left:
+        with _stop_children():
+            for number, (run, status) in enumerate(_trained(left, folder, where), 1):
+                if status in (job.INTERRUPTED, job.TERMINATED):
+                    raise KeyboardInterrupt
+                results[run.name] = found = result(run, folder)
+                if found is None:
+                    raise UserError(f"{run.name}: {status} (its words are in {folder / run.name}.{LOG})")
+                shown = f"{found.loss:.4f} nats/token" if found.ended else found.reason
+                say(f"{number}/{len(left)} {run.name}: {shown}")
+    return [found for run in runs if (found := results[run.name]) is not None]
+
+
+def _trained(runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place]) -> Iterator[tuple[Run, int | str]]:
+    """Each run with the status it ended with, as they end."""
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has a JAX would hang
+    queue = spawn.Queue()
+    for place in where:
+        queue.put(place)
+    code = code_digest()
+    with ProcessPoolExecutor(min(len(where), len(runs)), spawn, _settle, (queue,)) as pool:
+        futures = {pool.submit(_train, run.config.to_dict(), folder / run.name, code): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise UserError(f"a worker was killed (out of memory?); its run's last words are in {folder}") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _stop_children():
+    """Passes SIGTERM on to the workers, which save; Ctrl-C reaches them by itself, and this process waits for them."""
+
+    def pass_on(number: int, _: object) -> None:
+        if number == signal.SIGTERM:
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def other_code(runs: Sequence[Run], folder: pathlib.Path) -> list[str]:
+    """Which runs were trained, in part or whole, by other code than this."""
+    now = code_digest()
+    files = {run.name: folder / f"{run.name}.{CODE}" for run in runs}
+    return [
+        f"{name} was trained with other code" for name, path in files.items()
+        if path.is_file() and set(path.read_text().split()) != {now}
+    ]  # fmt: skip
+
+
+def machine() -> tuple[str, int]:
+    """The platform that JAX finds here and its number of devices, asked in a process of its own that then ends.
+
+    A process that has looked at a GPU holds its memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_machine).result()
+
+
+def _machine() -> tuple[str, int]:
+    import jax
+
+    return jax.default_backend(), jax.local_device_count()
+
+
+def _settle(queue) -> None:
+    """Takes a place, before this worker has loaded JAX."""
+    place = queue.get()
+    os.environ.update(place.environment)
+    if place.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, place.cores)
+
+
+def _train(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
+    """Runs one training with its words in a file; the exit status, or what was wrong."""
+    from gpt4jax.train import train
+
+    config = configuration.from_dict(fields)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir.parent / f"{workdir.name}.{CODE}").open("a") as digests:
+        digests.write(f"{code}\n")
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((workdir.parent / f"{workdir.name}.{LOG}").open("a"))
+        stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        try:
+            return train(config, workdir)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            if "not finite" not in str(error):
+                return str(error)
+            (workdir / FAILED).write_text(f"diverged: {error}\n")
+            return 0

@@ -1,0 +1,156 @@
+"""Does one learning rate serve all sizes? `python -m gpt4jax.scaling.transfer --config configs/mup.py --workdir DIR`.
+
+Short runs over learning rates, widths, depths and seeds, in muP and in the standard parametrisation; the best rate of
+each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), transfer.json and transfer.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+from gpt4jax import config as configuration
+from gpt4jax import files, job
+from gpt4jax.errors import UserError
+
+REACH = 2  # rates on each side of the best one that the parabola goes through
+
+
+class Vertex(NamedTuple):
+    """The learning rate of least loss: log2 of it, and the half width of its interval (NaN with one seed)."""
+
+    log2_rate: float
+    half_width: float
+
+
+def vertex(log2_rates: Sequence[float], losses_sr: np.ndarray, level: float = 0.9) -> Vertex:
+    """The vertex of a parabola through the losses (seeds, rates) about the rate of least mean loss.
+
+    Each seed has a parabola of its own, and the interval is Student's of their vertices. Runs that are not finite are
+    left out, a seed's others not.
+
+    Raises:
+        ValueError: the least loss is at an end of the rates, or a parabola has no minimum.
+    """
+    x, y = np.asarray(log2_rates, float), np.asarray(losses_sr, float)
+    order = np.argsort(x)
+    x, y = x[order], y[:, order]
+    mean = np.array([column[np.isfinite(column)].mean() if np.isfinite(column).all() else np.inf for column in y.T])
+    best = int(np.argmin(mean))
+    if not 0 < best < len(x) - 1 or not np.isfinite(mean[best - 1 : best + 2]).all():
+        raise ValueError(f"the least loss is at the end of the learning rates, 2^{x[best]:g}: widen them")
+    near = slice(max(0, best - REACH), best + REACH + 1)
+    found = []
+    for row in y[:, near]:
+        keep = np.isfinite(row)
+        a, b, _ = np.polyfit(x[near][keep], row[keep], 2)
+        if a <= 0:
+            raise ValueError("the losses about the best learning rate have no minimum: more steps or seeds are needed")
+        found.append(-b / (2 * a))
+    if len(found) == 1:
+        return Vertex(found[0], float("nan"))
+    t = stdtrit(len(found) - 1, (1 + level) / 2)
+    return Vertex(float(np.mean(found)), float(t * np.std(found, ddof=1) / np.sqrt(len(found))))
+
+
+def spread(vertices: Mapping[Any, Vertex]) -> float:
+    """The largest best rate over the smallest."""
+    rates = [v.log2_rate for v in vertices.values()]
+    return float(2 ** (max(rates) - min(rates)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags, runs what is missing and draws it; returns the exit status."""
+    from gpt4jax.model import mup
+    from gpt4jax.scaling import figures, sweep
+
+    parser = argparse.ArgumentParser(prog="python -m gpt4jax.scaling.transfer", description=__doc__.partition("\n")[0])
+    job.config_flags(parser)
+    flags, overrides = job.parse(parser, argv)
+    config = configuration.load(flags.config, overrides, sweep.default)
+    workdir = files.user_path(flags.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    base = configuration.model_config(config)
+    sizes = {("width", width): (width, base.num_layers) for width in config.sweep.widths}
+    sizes |= {("depth", depth): (base.embed_dim, depth) for depth in config.sweep.depths}
+    batches = sweep.data(config, config.num_steps, job.say)
+    runs = _Runs(workdir / "runs.jsonl", config)
+    for name in ("mup", "standard"):
+        for width, depth in sorted(set(sizes.values())):
+            shape = mup.grow(dataclasses.replace(base, parametrization=name), width, depth)
+            for seed in range(config.sweep.seeds):
+                for rate in config.sweep.learning_rates:
+                    key = (name, width, depth, rate, seed)
+                    if key not in runs.losses:
+                        losses = sweep.losses(shape, config.optimizer, batches, rate, seed)
+                        runs.add(key, float(losses[-max(1, round(config.sweep.tail * len(losses))) :].mean()))
+            job.say(f"{name} {width}x{depth} done")
+    report = summary(runs.losses, sizes, config.sweep)
+    files.replace(workdir / "transfer.json", json.dumps(report, indent=1) + "\n")
+    figures.transfer(runs.losses, report, sizes, config.sweep, workdir / "transfer.png")
+    for name, axes in report.items():
+        for axis, found in axes.items():
+            best = ", ".join(
+                f"{size}: {row['error']}"
+                if "error" in row
+                else f"{size}: 2^{row['log2_rate']:.2f}±{row['half_width']:.2f}"
+                for size, row in found["best"].items()
+            )
+            moved = f"x{found['spread']:.2f}" if found["spread"] else "not known"
+            print(f"{name} over {axis}: the best learning rate moves by {moved} ({best})")
+    return 0
+
+
+def summary(losses: Mapping[tuple, float], sizes: Mapping[tuple, tuple], options: Any) -> dict[str, Any]:
+    """Best rates by parametrisation and axis, and how far they move."""
+    rates = list(options.learning_rates)
+    report: dict[str, Any] = {}
+    for name in ("mup", "standard"):
+        report[name] = {}
+        for axis in ("width", "depth"):
+            rows: dict[str, Any] = {}
+            vertices = {}
+            for (kind, size), (width, depth) in sizes.items():
+                if kind != axis:
+                    continue
+                grid = np.array([[losses[name, width, depth, r, s] for r in rates] for s in range(options.seeds)])
+                try:
+                    vertices[size] = vertex([math.log2(rate) for rate in rates], grid)
+                    rows[str(size)] = vertices[size]._asdict()
+                except ValueError as error:
+                    rows[str(size)] = {"error": str(error)}
+            report[name][axis] = {"best": rows, "spread": spread(vertices) if len(vertices) == len(rows) else None}
+    return report
+
+
+class _Runs:
+    """The runs so far, on disk line by line."""
+
+    def __init__(self, path: pathlib.Path, config: Any):
+        head = json.dumps({"config": {k: v for k, v in config.to_dict().items() if k != "sweep"}})
+        self.losses: dict[tuple, float] = {}
+        lines = path.read_text().splitlines() if path.is_file() else []
+        if lines and lines[0] != head:
+            raise UserError(f"{path} was begun with another config; choose another workdir")
+        for line in lines[1:]:
+            row = json.loads(line)
+            self.losses[tuple(row["run"])] = float("nan") if row["loss"] is None else row["loss"]
+        self._file = path.open("a")
+        if not lines:
+            self._file.write(head + "\n")
+
+    def add(self, key: tuple, loss: float) -> None:
+        """Keeps a run's result."""
+        self.losses[key] = loss
+        self._file.write(json.dumps({"run": key, "loss": loss if np.isfinite(loss) else None}) + "\n")
+        self._file.flush()
+
+
+if __name__ == "__main__":
+    job.main(main)

@@ -1,0 +1,114 @@
+"""Forecasts as documents: exclusions by name, seals, units by hand, and comparison with what came."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gpt4jax.errors import UserError
+from gpt4jax.scaling import forecast, ladder
+from gpt4jax.scaling.forecast import Result
+
+
+def run(name: str, compute: float) -> ladder.Run:
+    return ladder.Run(name, compute, 1000, int(compute / 6000), 0, None)
+
+
+def results(noise: float = 0.0) -> list[Result]:
+    rng = np.random.default_rng(0)
+    return [
+        Result(run(f"run-{i}-{seed}", c), (30 * c**-0.1 + 2.0) * math.exp(noise * rng.normal()))
+        for i, c in enumerate(np.geomspace(1e10, 1e12, 6))
+        for seed in (0, 1)
+    ]
+
+
+TARGET = run("target", 1e14)
+TRUTH = 30 * 1e14**-0.1 + 2.0
+
+
+def test_the_forecast_of_a_law_without_noise_is_exact():
+    found = forecast.fit(results(), TARGET, 100.0, 0.9)
+    assert found["loss"] == pytest.approx(TRUTH, rel=1e-5)
+    assert found["actual_ratio"] == pytest.approx(100) and len(found["runs"]) == 12
+    low, high = found["interval_run"]
+    assert low <= TRUTH * (1 + 1e-9) and high >= TRUTH * (1 - 1e-9)
+    assert [row["error"] for row in found["backtest"]] == pytest.approx([0, 0], abs=1e-4)
+    json.dumps(found, allow_nan=False)
+
+
+def test_only_runs_below_the_ratio_count_and_the_others_are_named():
+    all_of_them = results(1e-3)
+    all_of_them[3] = Result(all_of_them[3].run, math.nan, "diverged: not finite at step 7")
+    found = forecast.fit(all_of_them, TARGET, 1000.0, 0.9)
+    assert all(name.split("-")[1] < "3" for name in found["runs"])
+    assert found["left_out"]["run-1-1"] == "diverged: not finite at step 7"
+    assert "more than 1e+11" in found["left_out"]["run-5-0"]
+    assert "no_interval" in found  # three levels for three parameters
+    assert len(found["runs"]) + len(found["left_out"]) == len(all_of_them)
+
+
+def test_no_forecast_from_nothing_or_from_losses_that_rise():
+    with pytest.raises(UserError, match="no run of at most 1/1e"):
+        forecast.fit(results(), TARGET, 1e6, 0.9)
+    rising = [Result(r.run, 1 / r.loss) for r in results()]
+    with pytest.raises(UserError, match="no law from the runs"):
+        forecast.fit(rising, TARGET, 100.0, 0.9)
+    with pytest.raises(UserError, match="more than one level"):
+        forecast.fit(results()[:2], TARGET, 100.0, 0.9)
+
+
+def test_a_seal_shows_every_change():
+    document = forecast.seal({"forecasts": [{"loss": 2.5, "runs": ["a"]}], "registered": "2023-03-14"})
+    forecast.check_seal(json.loads(json.dumps(document)), "x")
+    for change in ({"registered": "2023-03-15"}, {"forecasts": [{"loss": 2.4, "runs": ["a"]}]}, {"more": 1}):
+        with pytest.raises(UserError, match="not what was registered"):
+            forecast.check_seal({**document, **change}, "x")
+
+
+def test_comparison_by_hand():
+    document = {"forecasts": [{"ratio": 100.0, "actual_ratio": 120.0, "loss": 2.02, "interval_run": [1.9, 2.005]}]}
+    (row,) = forecast.compare(document, [2.0, 2.01])
+    assert row["errors"] == pytest.approx([0.01, 2.02 / 2.01 - 1])
+    assert row["error_of_mean"] == pytest.approx(2.02 / 2.005 - 1)
+    assert row["seed_standard_deviation"] == pytest.approx(0.01 / math.sqrt(2))
+    assert row["error_sds"] == pytest.approx(0.015 / (0.01 / math.sqrt(2)))
+    assert row["inside_interval_run"] == [True, False]
+    (alone,) = forecast.compare(document, [2.0])
+    assert alone["error_sds"] is None
+
+
+def test_units_by_hand():
+    """Two documents in a row and one in the next: "ab cd", "e", and "f g h"; the third row is not evaluated."""
+
+    class Tokenizer:
+        pieces = (b"", b"ab", b" c", b"d", b"e", b"f", b" ", b"g h", b"unseen words here")
+
+    rows = [
+        {"segment_ids": np.array([1, 1, 1, 1, 2, 2, 0]), "targets": np.array([1, 2, 3, 0, 4, 0, 8]),
+         "bytes": np.array([2, 2, 1, 0, 1, 0, 0])},
+        {"segment_ids": np.array([1, 1, 1, 1, 0, 0, 0]), "targets": np.array([5, 6, 7, 0, 8, 8, 8]),
+         "bytes": np.array([1, 1, 3, 0, 0, 0, 0])},
+        {"segment_ids": np.array([1] * 7), "targets": np.array([8] * 7), "bytes": np.array([17] * 7)},
+    ]  # fmt: skip
+    units = forecast.units(rows, Tokenizer, 2)
+    assert units == forecast.Units(tokens=10, bytes=11, words=6)
+    assert units.bits_per_byte(1.1 * math.log(2)) == pytest.approx(1.0)
+    assert units.bits_per_word(0.6 * math.log(2)) == pytest.approx(1.0)
+    assert forecast.units(rows, Tokenizer).words == 6 + 15  # "...here" and "unseen..." are one word
+
+
+def test_the_code_digest_is_of_what_trains(tmp_path, monkeypatch):
+    import shutil
+
+    import gpt4jax
+
+    root = tmp_path / "gpt4jax"
+    shutil.copytree(gpt4jax.__path__[0], root, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(gpt4jax, "__file__", str(root / "__init__.py"))
+    before = forecast.code_digest()
+    (root / "scaling" / "figures.py").write_text("other colours")
+    assert forecast.code_digest() == before
+    (root / "model" / "layers.py").write_text("another decoder")
+    assert forecast.code_digest() != before

@@ -1,0 +1,183 @@
+"""A whole forecast through the public command line: ladder, registration, target, report; and what is refused."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from gpt4jax.model.flops import flops_per_token
+from gpt4jax.scaling import forecast, laws
+from tests.runs import ROOT, run, write_corpus
+
+CONFIG = ROOT / "tests" / "configs" / "tiny_ladder.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A corpus, a cache, and how to run the job on them."""
+    root = tmp_path_factory.mktemp("predict")
+    corpus = write_corpus(root / "corpus")
+
+    def predict(workdir, *flags, data=corpus):
+        dataset = f"--config.data.dataset=folder:{data}"
+        return run("predict", "--config", CONFIG, "--workdir", workdir, dataset, *flags, cache=root / "cache")
+
+    predict.root = root
+    return predict
+
+
+@pytest.fixture(scope="module")
+def registered(place):
+    """A workdir whose ladder has run and whose forecast is registered, and what the job said."""
+    workdir = place.root / "registered"
+    done = place(workdir, "--until", "forecast")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+@pytest.fixture(scope="module")
+def finished(place, registered):
+    """The same command without --until, in a copy."""
+    workdir = place.root / "finished"
+    shutil.copytree(registered[0], workdir)
+    done = place(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def copy_of(registered, tmp_path):
+    return shutil.copytree(registered[0], tmp_path / "copy")
+
+
+def test_the_registered_forecast(registered):
+    workdir, done = registered
+    document = json.loads((workdir / "forecast.json").read_text())
+    forecast.check_seal(document, "forecast.json")
+    assert document["sha256"][:16] in done.stdout and "from 1/" in done.stdout
+    ladder = document["ladder"]
+    computes = {row["compute"] for row in ladder}
+    assert len(computes) >= 4 and not (workdir / "target").exists()
+    for row in ladder:  # each run did what the table says
+        kept = json.loads((workdir / "runs" / row["name"] / "config.json").read_text())
+        assert kept["num_steps"] * kept["batch_size"] * 32 == row["num_tokens"]
+        lines = map(json.loads, (workdir / "runs" / row["name"] / "metrics.jsonl").read_text().splitlines())
+        last = [line for line in lines if "eval/heldout/loss" in line][-1]
+        assert last["eval/heldout/loss"] == row["loss"] and last["step"] == kept["num_steps"]
+    first = document["forecasts"][0]
+    used = [row for row in ladder if row["name"] in first["runs"]]
+    law = laws.fit([row["compute"] for row in used], [row["loss"] for row in used])
+    assert first["loss"] == pytest.approx(law.predict(document["target"]["compute"]), rel=1e-9)
+    assert max(row["compute"] for row in used) <= document["target"]["compute"] / 10
+    assert document["code"] == forecast.code_digest() and not document["forced"]
+    assert (
+        document["corpus"]["fingerprint"]
+        == json.loads((workdir / "runs" / used[0]["name"] / "data.json").read_text())["fingerprint"]
+    )
+
+
+def test_the_report(finished):
+    workdir, done = finished
+    report = json.loads((workdir / "report.json").read_text())
+    document = json.loads((workdir / "forecast.json").read_text())
+    assert report["forecast_sha256"] == document["sha256"]
+    observed = [row["loss"] for row in report["targets"]]
+    assert len(observed) == 2 and observed[0] != observed[1]
+    for row, registered in zip(report["forecasts"], document["forecasts"], strict=True):
+        assert row["errors"] == pytest.approx([registered["loss"] / loss - 1 for loss in observed])
+    from gpt4jax import config as configuration
+
+    target = configuration.model_config(document["target"]["config"])
+    assert document["target"]["compute"] == document["target"]["num_tokens"] * flops_per_token(target, 32)["train"]
+    for name in ("figure1", "residuals", "supercollapse"):
+        assert (workdir / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "error of the mean" in done.stdout and "seed standard deviations" in done.stdout
+    units = forecast.Units(**document["units"])
+    words = units.bits_per_word(sum(observed) / 2)
+    assert f"{words:.3f} bits/word" in done.stdout and math.isfinite(words)
+
+
+def test_again_trains_nothing(place, finished):
+    workdir, _ = finished
+    before = (workdir / "forecast.json").read_bytes(), (workdir / "report.json").read_bytes()
+    done = place(workdir)
+    assert done.returncode == 0 and "1/" in done.stdout and "nats/token" not in done.stderr
+    assert before == ((workdir / "forecast.json").read_bytes(), (workdir / "report.json").read_bytes())
+
+
+def test_no_registration_once_the_target_has_a_step(place, finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    (workdir / "forecast.json").unlink()
+    done = place(workdir)
+    assert done.returncode == 2 and "has already taken steps" in done.stderr
+    assert not (workdir / "forecast.json").exists()
+
+
+def test_a_changed_forecast_is_seen(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    document = json.loads((workdir / "forecast.json").read_text())
+    document["forecasts"][0]["loss"] *= 0.99
+    (workdir / "forecast.json").write_text(json.dumps(document))
+    done = place(workdir)
+    assert done.returncode == 2 and "is not what was registered" in done.stderr and not (workdir / "target").exists()
+
+
+def test_other_code_or_data_is_refused_unless_forced(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    (workdir / "forecast.json").unlink()
+    code = next((workdir / "runs").glob("*.code.txt"))
+    code.write_text("0" * 64 + "\n")
+    done = place(workdir, "--until", "forecast")
+    assert done.returncode == 2 and f"{code.name.partition('.')[0]} was trained with other code" in done.stderr
+    done = place(workdir, "--until", "forecast", "--force")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((workdir / "forecast.json").read_text())
+    assert document["forced"] == [f"{code.name.partition('.')[0]} was trained with other code"]
+    assert "forced: " in done.stdout
+    document |= {"code": "0" * 64}
+    (workdir / "forecast.json").write_text(json.dumps(forecast.seal(document)))
+    done = place(workdir)
+    assert done.returncode == 2 and "the code that trains is another" in done.stderr
+
+
+def test_a_run_that_failed_is_left_out_by_name(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    (workdir / "forecast.json").unlink()
+    folder = next((workdir / "runs").glob("run-8x1-0"))
+    (folder / "failed.txt").write_text("diverged: not finite at step 3\n")
+    done = place(workdir, "--until", "forecast")
+    assert done.returncode == 0 and "left out run-8x1-0: diverged: not finite at step 3" in done.stdout
+    document = json.loads((workdir / "forecast.json").read_text())
+    assert "run-8x1-0" not in document["forecasts"][0]["runs"]
+    row = next(row for row in document["ladder"] if row["name"] == "run-8x1-0")
+    assert row["loss"] is None and row["reason"].startswith("diverged")
+
+
+def test_a_run_that_diverges_is_a_result(place, tmp_path):
+    """A learning rate without bounds: every run fails, and the job says so of each and of the law."""
+    done = place(tmp_path / "wild", "--config.optimizer.learning_rate=1e30", "--config.ladder.levels=2", "--until",
+                 "forecast")  # fmt: skip
+    assert done.returncode == 2 and "diverged: not finite" in done.stderr and "is left to fit a law on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.ladder.levels=1"], "one compute level"),
+        (["--config.ladder.max_compute=4e9"], "more than 1/10 of the target's"),
+        (["--config.ladder.seed=3"], "no key 'ladder.seed'; did you mean --config.ladder.seeds?"),
+        (["--config.model.num_layers=0"], "num_layers"),
+    ],
+)
+def test_bad_configs(place, flags, words, tmp_path):
+    done = place(tmp_path / "new", *flags)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_config_or_another_jobs_folder(place, registered, tmp_path):
+    done = place(registered[0], "--config.ladder.seeds=3")
+    assert done.returncode == 2 and "ladder.seeds: 1 -> 3" in done.stderr
+    (tmp_path / "x").write_text("something")
+    done = place(tmp_path)
+    assert done.returncode == 2 and "no forecast of gpt4jax" in done.stderr
