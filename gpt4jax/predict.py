@@ -45,7 +45,8 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     """
     import jax
 
-    from gpt4jax.scaling import figures, forecast, ladder, pool
+    from gpt4jax.data import code_tasks
+    from gpt4jax.scaling import figures, forecast, ladder, pool, solving
 
     workdir = files.user_path(workdir).absolute()
     configuration.check_values(config)
@@ -62,6 +63,8 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     # --- The small runs.
     results = pool.train_all(plan.runs, workdir / "runs", where, job.say)
     files.replace(workdir / "ladder.json", json.dumps([_row(r) for r in results], indent=1) + "\n")
+    problems = code_tasks.problems(0, config.ladder.problems_per_level) if config.ladder.problems_per_level else ()
+    solved = _solved(results, workdir / "runs", problems, config.ladder)
     if until == "ladder":
         return 0
 
@@ -69,7 +72,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     path = workdir / "forecast.json"
     document = files.read_json(path)
     if not document:
-        document = register(config, plan, results, workdir, facts, units, force)
+        document = register(config, plan, results, workdir, facts, units, force, problems, solved)
         files.replace(path, json.dumps(document, indent=1) + "\n")
     forecast.check_seal(document, str(path))
     print(forecast.describe(document, units), flush=True)
@@ -85,6 +88,11 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
         raise UserError(f"the target came to no loss: {[r.reason for r in done]}; the forecast stands in {path}")
     report: dict[str, Any] = {"forecast_sha256": document["sha256"], "forced": forced}
     report |= {"targets": [_row(r) for r in done], "forecasts": forecast.compare(document, losses)}
+    if problems:
+        outcomes = list(_solved(done, workdir / "target", problems, config.ladder).values())
+        names = [problem.name for problem in problems]
+        report["capability"] = [solving.compare(one, names, outcomes, config.ladder) for one in document["capability"]]
+        figures.capability(document, report, workdir / "figure2.png")
     files.replace(workdir / "report.json", json.dumps(report, indent=1) + "\n")
     figures.ladder(document, results, done, units, workdir)
     figures.collapse([*results, *done], document, workdir)
@@ -92,7 +100,22 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     return 0
 
 
-def register(config, plan, results, workdir: pathlib.Path, facts, units, force: bool) -> dict[str, Any]:
+def _solved(results, folder: pathlib.Path, problems, options) -> dict[str, Any]:
+    """Each ended run's outcomes over the problems, sampled where they are not kept yet."""
+    from gpt4jax.scaling import solving
+
+    outcomes = {}
+    for result in results if problems else ():
+        if result.ended:
+            name = result.run.name
+            outcomes[name] = solving.of_run(folder / name, problems, options, folder / f"{name}.solved.json")
+            job.say(f"{name}: solved {sum(map(any, outcomes[name]))} of {len(problems)} problems")
+    return outcomes
+
+
+def register(
+    config, plan, results, workdir: pathlib.Path, facts, units, force: bool, problems=(), solved=None
+) -> dict[str, Any]:
     """The forecast as it will be sealed.
 
     Raises:
@@ -129,6 +152,7 @@ def register(config, plan, results, workdir: pathlib.Path, facts, units, force: 
             "level": config.ladder.level,
             "forecasts": forecasts,
             "without_forecast": without,
+            "capability": _capability(config, plan, results, problems, solved) if problems else [],
             "target": {"compute": target.compute, "num_params": target.num_params, "num_tokens": target.num_tokens,
                        "epochs": target.num_tokens / facts["train"]["pairs"],
                        "seeds": [run.seed for run in plan.targets], "config": target.config.to_dict()},
@@ -139,6 +163,22 @@ def register(config, plan, results, workdir: pathlib.Path, facts, units, force: 
             "forced": forced,
         }
     )  # fmt: skip
+
+
+def _capability(config, plan, results, problems, solved) -> list[dict[str, Any]]:
+    """The forecasts of pass rates, one of each ratio."""
+    from gpt4jax.scaling import solving
+
+    target, out = plan.targets[0].compute, []
+    for ratio in config.ladder.ratios:
+        runs = [r.run for r in results if r.run.name in solved and r.run.compute <= target / ratio]
+        outcomes, names = [solved[run.name] for run in runs], [problem.name for problem in problems]
+        try:
+            one = solving.forecast([run.compute for run in runs], outcomes, names, target, config.ladder)
+        except (UserError, ValueError) as error:
+            one = {"buckets": [], "no_forecast": str(error)}
+        out.append({"ratio": ratio, **one})
+    return out
 
 
 def _open(workdir: pathlib.Path, config) -> None:

@@ -69,3 +69,20 @@ def test_real_model(tmp_path, monkeypatch):
     assert before != after and f"held-out loss before: {before}" in text
     again = re.search(r"loaded back: all parameters equal, bit for bit; held-out loss (\S+)", text)[1]
     assert float(again) == pytest.approx(float(after), abs=2e-4)  # the run's own has two rows in a batch
+
+
+def test_predictable_scaling(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path / "cache"))
+    corpus = runs.write_corpus(tmp_path / "corpus")
+    smaller = {
+        "configs": "tests/configs",
+        "ladder_cpu.py": "tiny_ladder.py",
+        '"data.dataset=python_stdlib"': f'"data.dataset=folder:{corpus}"',
+        '"eval.num_rows=512",': "",
+        '"ladder.min_compute=3e10",': "",
+        '"ladder.max_compute=4e11",': "",
+        '"ladder.target_compute=5e12",': "",
+    }
+    text, pictures = execute("predictable_scaling", smaller, monkeypatch)
+    assert "forecast registered" in text and "error of the mean" in text and "L(C) = " in text
+    assert "90% of single runs between" in text and pictures == 2

@@ -6,6 +6,7 @@ All of them end as ArrayRecord files that TFDS prepared, read at random without 
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from gpt4jax import files
-from gpt4jax.data import grammar, is_utf8, packages
+from gpt4jax.data import code_tasks, grammar, is_utf8, packages
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -70,8 +71,8 @@ def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
         builder = _own(PythonStdlib, sysconfig.get_paths()["stdlib"], "", cache_dir)
     elif options.dataset == "python_packages":
         builder = _packages(cache_dir)
-    elif kind == "grammar":
-        builder = _grammar(path, cache_dir)
+    elif kind in _GENERATED:
+        builder = _generated(kind, path, cache_dir)
     elif kind in ("folder", "jsonl") and path:
         builder = _own(UserText, str(files.user_path(path).resolve()), options.text_feature, cache_dir)
     else:
@@ -109,11 +110,12 @@ def _packages(cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     return _built(PythonPackages, str(cache_dir), packages.fingerprint(packages.packages()), cache_dir)
 
 
-def _grammar(megabytes: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
+def _generated(kind: str, megabytes: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     if not (megabytes.isascii() and megabytes.isdecimal() and int(megabytes)):
-        raise UserError(f"data.dataset grammar:{megabytes}: say how many megabytes to train on, such as grammar:100")
-    source = hashlib.sha256(pathlib.Path(grammar.__file__).read_bytes()).hexdigest()
-    return _built(Grammar, megabytes, hashlib.sha256(f"{source} {megabytes}".encode()).hexdigest(), cache_dir)
+        raise UserError(f"data.dataset {kind}:{megabytes}: say how many megabytes to train on, such as {kind}:100")
+    source, builder_class = _GENERATED[kind]
+    text = inspect.getsource(source)
+    return _built(builder_class, megabytes, hashlib.sha256(f"{text}\n{megabytes}".encode()).hexdigest(), cache_dir)
 
 
 def _built(
@@ -247,6 +249,27 @@ class Grammar(_TextBuilder):
             yield i, {"key": str(i), "text": text}
 
 
+class CodeTasks(_TextBuilder):
+    """Code tasks with solutions (`gpt4jax.data.code_tasks`); for evaluation, problems that training never shows."""
+
+    EVAL_PROBLEMS = 150  # of each level
+
+    def _generate_examples(self, evaluation: bool):
+        if evaluation:
+            for problem in code_tasks.problems(0, self.EVAL_PROBLEMS):
+                yield problem.name, {"key": problem.name, "text": problem.prompt + problem.solution}
+            return
+        left = int(self.builder_config.root) * 1_000_000
+        for i, text in enumerate(code_tasks.documents(0, left)):  # more than enough, as none is empty
+            if left <= 0:
+                return
+            left -= len(text)
+            yield i, {"key": str(i), "text": text}
+
+
+_GENERATED = {"grammar": (grammar, Grammar), "code_tasks": (code_tasks, CodeTasks)}
+
+
 class UserText(_TextBuilder):
     """The files of a folder, or the lines of a JSONL file."""
 
@@ -257,8 +280,9 @@ def _tfds_set(options: Any) -> Corpus:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         raise UserError(
-            f"data.dataset {name!r} is neither python_stdlib, python_packages, grammar:MEGABYTES, folder:PATH or "
-            f"jsonl:PATH, nor a TFDS data set under $TFDS_DATA_DIR ({str(error).splitlines()[0]})"
+            f"data.dataset {name!r} is neither python_stdlib, python_packages, grammar:MEGABYTES, "
+            f"code_tasks:MEGABYTES, folder:PATH or jsonl:PATH, nor a TFDS data set under $TFDS_DATA_DIR "
+            f"({str(error).splitlines()[0]})"
         ) from error
     how = f"prepare it with `tfds build {name} --file_format=array_record`"
     if not builder.is_prepared():

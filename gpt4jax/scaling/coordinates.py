@@ -44,8 +44,9 @@ def activations(config: model.Config, params: Params, tokens_bt: jax.Array) -> d
         y_btd = layers.norm(config, x_btd, p["attention_norm_d"], None)
         q_btnh = position.rotate(layers.linear(y_btd, p["query_dnh"], None), *cos_sin)
         k_btkh = position.rotate(layers.linear(y_btd, p["key_dkh"], None), *cos_sin)
+        k_btnh = jnp.repeat(k_btkh, config.num_heads // config.num_kv_heads, axis=2)
         scale = by.attention / math.sqrt(config.head_dim)
-        out["scores"] = scale * jnp.einsum("btnh,bsnh->bnts", q_btnh, k_btkh)
+        out["scores"] = scale * jnp.einsum("btnh,bsnh->bnts", q_btnh, k_btnh)
         out["attention"] = by.residual * layers.self_attention(config, "dense", p, y_btd, rows, None)[0]
         x_btd = x_btd + out["attention"]
         out["mlp"] = by.residual * layers.mlp(config, p, layers.norm(config, x_btd, p["mlp_norm_d"], None))
@@ -72,10 +73,10 @@ def changes(config: model.Config, options, data: Batch, seed: int) -> dict[str, 
     return out
 
 
-def slopes(widths: Sequence[int], by_width: Mapping[int, Sequence[float]]) -> float:
+def slope(by_width: Mapping[int, Sequence[float]]) -> float:
     """The exponent p of sizes proportional to width^p, by least squares of logarithms; 0 is flat."""
-    x = np.log([width for width in widths for _ in by_width[width]])
-    return float(np.polyfit(x, np.log([size for width in widths for size in by_width[width]]), 1)[0])
+    points = np.log([(width, size) for width, sizes in by_width.items() for size in sizes])
+    return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,17 +89,18 @@ def main(argv: Sequence[str]) -> int:
     check = config.sweep
     base = configuration.model_config(config)
     data = sweep.data(config, check.coordinate_steps, job.say)
+    options = config.optimizer.copy_and_resolve_references()
+    options.update(schedule="warmup_cosine", warmup_steps=0, final_fraction=1.0)  # the full rate from the first step
     measured: dict[str, dict[int, dict[str, list[float]]]] = {}
     for name in ("mup", "standard"):
         measured[name] = {}
         for width in check.coordinate_widths:
             shape = mup.grow(dataclasses.replace(base, parametrization=name), width, base.num_layers, by="head_dim")
-            runs = [changes(shape, config.optimizer, data, seed) for seed in range(check.seeds)]
+            runs = [changes(shape, options, data, seed) for seed in range(check.seeds)]
             measured[name][width] = {place: [run[place][-1] for run in runs] for place in PLACES}
             job.say(f"{name} {width}: " + ", ".join(f"{p} {np.mean(v):.3g}" for p, v in measured[name][width].items()))
-    widths = list(check.coordinate_widths)
     report = {
-        name: {place: slopes(widths, {w: at[w][place] for w in widths}) for place in PLACES}
+        name: {place: slope({width: places[place] for width, places in at.items()}) for place in PLACES}
         for name, at in measured.items()
     }
     workdir.mkdir(parents=True, exist_ok=True)

@@ -136,3 +136,25 @@ def transfer(losses: Mapping[tuple, float], report: Mapping[str, Any], sizes: Ma
     grid[0][0].set_ylabel("nats per token")
     grid[1][0].set_ylabel("nats per token")
     save(figure, path)
+
+
+def capability(document: Mapping[str, Any], report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """The report's Figure 2 for every bucket: mean -log pass rate against compute, the law dotted, the target apart."""
+    registered, measured = document["capability"][0], report["capability"][0]
+    goal = document["target"]["compute"]
+    columns = max(1, len(registered["buckets"]))
+    figure, row = plt.subplots(
+        1, columns, figsize=(2.4 * columns, 2.8), layout="constrained", sharey=True, squeeze=False
+    )
+    for i, (axes, bucket, found) in enumerate(zip(row[0], registered["buckets"], measured, strict=False)):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.plot(np.array(registered["compute"]) / goal, bucket["mean_neg_log"], "o", color=INK, ms=4, alpha=0.7)
+        if "k" in bucket:
+            x = np.geomspace(min(registered["compute"]) / 2, 2 * goal, 100)
+            axes.plot(x / goal, bucket["alpha"] * x ** -bucket["k"], ":", color=FAINT)
+        seen = [value for value in found["observed"] if value is not None]
+        axes.plot([1] * len(seen), seen, "o", color=TARGET)
+        axes.set(xscale="log", title=f"bucket {i + 1}, {len(bucket['problems'])} problems", xlabel="Compute")
+        axes.title.set_fontsize(8)
+    row[0][0].set_ylabel("-Mean log pass rate")
+    save(figure, path)

@@ -40,6 +40,11 @@ def default() -> ml_collections.ConfigDict:
     r.warmup_fraction = 0.05  # of the steps
     r.curve_points = 8  # evaluations of each run, for loss curves; the last one is the run's loss
     r.level = 0.9  # of the intervals
+    r.problems_per_level = 0  # code tasks that every run is asked to solve; 0: none
+    r.sample_budget = 1024  # samples of a problem, at most
+    r.successes = 2  # samples of a problem end with so many right ones
+    r.buckets = 6  # of difficulty
+    r.excluded_problems = 15 / 164  # the hardest, as a fraction
     r.workers = 0  # runs at a time; 0: one for each accelerator, or two on a CPU, which share its cores
     return c.lock()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
 from gpt4jax import job
@@ -87,19 +87,23 @@ def train_all(
 def _trained(runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place]) -> Iterator[tuple[Run, int | str]]:
     """Each run with the status it ended with, as they end."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has a JAX would hang
-    queue = spawn.Queue()
+    queue, stop = spawn.Queue(), spawn.Event()
     for place in where:
         queue.put(place)
     code = code_digest()
-    with ProcessPoolExecutor(min(len(where), len(runs)), spawn, _settle, (queue,)) as pool:
+    with ProcessPoolExecutor(min(len(where), len(runs)), spawn, _settle, (queue, stop)) as pool:
         futures = {pool.submit(_train, run.config.to_dict(), folder / run.name, code): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise UserError(f"a worker was killed (out of memory?); its run's last words are in {folder}") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # an error or a stop: what runs saves, and what a worker already holds is not begun
+            stop.set()
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -144,8 +148,12 @@ def _machine() -> tuple[str, int]:
     return jax.default_backend(), jax.local_device_count()
 
 
-def _settle(queue) -> None:
+_stopped: list[Any] = []  # in a worker: the event that says that no run shall begin
+
+
+def _settle(queue, stop) -> None:
     """Takes a place, before this worker has loaded JAX."""
+    _stopped.append(stop)
     place = queue.get()
     os.environ.update(place.environment)
     if place.cores and hasattr(os, "sched_setaffinity"):
@@ -154,6 +162,8 @@ def _settle(queue) -> None:
 
 def _train(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
     """Runs one training with its words in a file; the exit status, or what was wrong."""
+    if _stopped[0].is_set():
+        return job.TERMINATED
     from gpt4jax.train import train
 
     config = configuration.from_dict(fields)

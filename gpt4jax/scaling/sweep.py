@@ -26,7 +26,7 @@ def default() -> ml_collections.ConfigDict:
     s.seeds = 3  # of each
     s.tail = 0.1  # fraction of the steps, the last, whose mean training loss is a run's result
     s.coordinate_widths = (32, 64, 128, 256, 512, 1024, 2048)  # of the coordinate check
-    s.coordinate_steps = 4  # ... and how many steps it takes
+    s.coordinate_steps = 10  # ... and how many steps it takes
     return c.lock()
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from gpt4jax.scaling import code_tasks
-from gpt4jax.scaling.code_tasks import LEVELS, MAX_BYTES, Problem, documents, passes, problems
+from gpt4jax.data import code_tasks
+from gpt4jax.data.code_tasks import LEVELS, MAX_BYTES, Problem, documents, passes, problems
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gpt4jax.scaling.restricted_python import MAX_SOURCE, RefusedError, Value, call, parse, same
+from gpt4jax.data.restricted_python import MAX_SOURCE, RefusedError, Value, call, parse, same
 
 LEVELS = 6
 MAX_BYTES = 200  # of a training text, and of a problem's prompt and solution; longer programs are drawn again

@@ -1,0 +1,161 @@
+"""How often a model solves code tasks: samples by the engine, checked against the tasks' unit tests, in rounds."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt4jax import files
+from gpt4jax.data import code_tasks
+from gpt4jax.data.code_tasks import Problem
+from gpt4jax.errors import UserError
+from gpt4jax.scaling import capability
+
+Outcomes = list[list[int]]  # of each problem: 1 where a sample passed its tests, in the order of their seeds
+
+
+def solve(
+    problems: Sequence[Problem],
+    sample: Callable[[Sequence[tuple[int, int]]], Iterable[str]],
+    budget: int,
+    successes: int,
+    outcomes: Outcomes | None = None,
+    keep: Callable[[Outcomes], None] = lambda outcomes: None,
+) -> Outcomes:
+    """Samples each problem in doubling rounds until it was solved `successes` times or `budget` samples are drawn.
+
+    Args:
+        problems: what to solve.
+        sample: completions of (problem, number of the sample) pairs, in order; the number is its seed.
+        budget: samples of a problem, at most.
+        successes: how many are enough.
+        outcomes: of rounds that were done before.
+        keep: called with the outcomes after each round.
+    """
+    outcomes = [list(row) for row in outcomes] if outcomes is not None else [[] for _ in problems]
+    while True:
+        drawn, solved = [len(row) for row in outcomes], [sum(row) for row in outcomes]
+        more = capability.next_samples(drawn, solved, budget, successes=successes)
+        wanted = [(p, drawn[p] + i) for p in range(len(problems)) for i in range(int(more[p]))]
+        if not wanted:
+            return outcomes
+        for (p, _), text in zip(wanted, sample(wanted), strict=True):
+            outcomes[p].append(int(code_tasks.passes(problems[p], text)))
+        keep(outcomes)
+
+
+def neg_log_pass_rates(outcomes: Outcomes, successes: int) -> np.ndarray:
+    """The unbiased estimate of -log(pass rate) by inverse sampling; NaN where `successes` were not reached.
+
+    Protocol A.4: samples until the r-th success at draw N give H_{N-1} - H_{r-1}, wherever the rounds ended.
+    """
+    out = np.full(len(outcomes), np.nan)
+    for p, row in enumerate(outcomes):
+        draws = int(capability.draws_until(np.array([row]), successes)[0])
+        if draws:
+            out[p] = float(capability.inverse_sampling(draws, successes))
+    return out
+
+
+def of_run(workdir: pathlib.Path, problems: Sequence[Problem], options: Any, cache: pathlib.Path) -> Outcomes:
+    """The outcomes of a trained run's newest checkpoint, sampled at temperature 1; kept beside the run and resumed.
+
+    `options` is the config group `ladder`. Raises UserError if what is kept is of other problems.
+    """
+    key = [problem.prompt for problem in problems]
+    kept = files.read_json(cache)
+    if kept and kept["prompts"] != key:
+        raise UserError(f"{cache} has outcomes of other problems; remove it to sample anew")
+
+    def keep(outcomes: Outcomes) -> None:
+        packed = ["".join(map(str, row)) for row in outcomes]
+        files.replace(cache, json.dumps({"prompts": key, "outcomes": packed}) + "\n")
+
+    before = [[int(c) for c in row] for row in kept["outcomes"]] if kept else None
+    return solve(problems, _sampler(workdir, problems), options.sample_budget, options.successes, before, keep)
+
+
+def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
+    """Samples by the engine, which is made when the first are wanted."""
+    engines: list[Any] = []
+
+    def sample(wanted: Sequence[tuple[int, int]]) -> list[str]:
+        import argparse
+
+        from gpt4jax import job
+        from gpt4jax.inference.engine import Engine
+        from gpt4jax.inference.request import Request
+
+        if not engines:
+            loaded = job.load_model(argparse.Namespace(weights=None, workdir=workdir))
+            engines.append(Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=256))
+            engines.append(loaded.tokenizer)
+        engine, tokenizer = engines
+        prompts = [tokenizer.prompt(problem.prompt) for problem in problems]
+        longest = engine.max_len - max(map(len, prompts))
+        requests = [Request(prompts[p], min(code_tasks.MAX_BYTES, longest), seed=seed) for p, seed in wanted]
+        return [result.text for result in engine.generate(requests)]
+
+    return sample
+
+
+def forecast(
+    compute: Sequence[float], outcomes: Sequence[Outcomes], names: Sequence[str], target_compute: float, options: Any
+) -> dict[str, Any]:
+    """The target's -E[log pass rate] by difficulty bucket, from the models below it (the report's section 3.2).
+
+    Buckets are formed from the smaller half of the models; a problem that some model did not solve `successes` times
+    within its budget is left out, by name. A bucket without a law says why.
+
+    Args:
+        compute: FLOPs of each model, at most the target's over the ratio.
+        outcomes: of each model, over all problems.
+        names: of the problems.
+        target_compute: FLOPs of the model to forecast.
+        options: the config group `ladder`.
+
+    Raises:
+        UserError: fewer problems than buckets are solved by every model.
+    """
+    estimates_mp = np.stack([neg_log_pass_rates(one, options.successes) for one in outcomes])
+    kept = np.flatnonzero(np.isfinite(estimates_mp).all(axis=0))
+    order = np.argsort(compute, kind="stable")
+    smaller = order[: max(1, len(order) // 2)]
+    excluded = round(options.excluded_problems * len(kept))
+    if len(kept) - excluded < options.buckets:
+        raise UserError(
+            f"{len(kept)} of {len(names)} problems are solved {options.successes} times in {options.sample_budget} "
+            f"samples by every model, too few for {options.buckets} buckets: a larger budget, or larger models"
+        )
+    buckets = capability.difficulty_buckets(estimates_mp[np.ix_(smaller, kept)], options.buckets, excluded)
+    rows = []
+    for bucket in buckets.buckets:
+        chosen = kept[list(bucket)]
+        row: dict[str, Any] = {"problems": [names[p] for p in chosen]}
+        row["mean_neg_log"] = estimates_mp[:, chosen].mean(axis=1).tolist()
+        try:
+            law = capability.fit(compute, estimates_mp[:, chosen])
+            row |= {"alpha": law.alpha, "k": law.k, "forecast": law.predict(target_compute)}
+            row["interval"] = list(law.interval(target_compute, options.level))
+        except ValueError as error:
+            row["no_forecast"] = str(error)
+        rows.append(row)
+    dropped = [name for p, name in enumerate(names) if p not in set(kept.tolist())]
+    return {"compute": list(compute), "buckets": rows, "dropped": dropped,
+            "excluded": [names[kept[p]] for p in buckets.excluded]}  # fmt: skip
+
+
+def compare(registered: dict[str, Any], names: Sequence[str], outcomes: Sequence[Outcomes], options: Any) -> list[dict]:
+    """Each bucket's forecast beside the targets' mean of -log(pass rate), one of each seed."""
+    index = {name: p for p, name in enumerate(names)}
+    rows = []
+    for bucket in registered["buckets"]:
+        chosen = [index[name] for name in bucket["problems"]]
+        observed = []
+        for one in outcomes:
+            estimates = neg_log_pass_rates([one[p] for p in chosen], options.successes)
+            observed.append(float(estimates.mean()) if np.isfinite(estimates).all() else None)
+        rows.append({"forecast": bucket.get("forecast"), "interval": bucket.get("interval"), "observed": observed})
+    return rows

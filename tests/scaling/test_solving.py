@@ -1,0 +1,111 @@
+"""Sampling of code tasks in rounds, and the forecast of pass rates, on models whose pass rates are known."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from gpt4jax.data import code_tasks
+from gpt4jax.errors import UserError
+from gpt4jax.scaling import solving
+
+OPTIONS = types.SimpleNamespace(
+    sample_budget=4000, successes=2, buckets=3, excluded_problems=0.1, level=0.9, problems_per_level=5
+)
+PROBLEMS = code_tasks.problems(0, 5)
+NAMES = [problem.name for problem in PROBLEMS]
+
+
+def sampler(rates):
+    """A model that gives a problem's own solution with a fixed chance, as a function of problem and seed alone."""
+
+    def sample(wanted):
+        for p, seed in wanted:
+            right = np.random.default_rng([p, seed]).random() < rates[p]
+            yield PROBLEMS[p].solution if right else "    return None\n"
+
+    return sample
+
+
+def test_rounds_end_with_enough_successes_or_the_budget():
+    rates = np.linspace(0, 1, len(PROBLEMS))
+    kept = []
+    outcomes = solving.solve(PROBLEMS, sampler(rates), 200, 2, keep=lambda now: kept.append([len(row) for row in now]))
+    for p, row in enumerate(outcomes):
+        expected = [int(np.random.default_rng([p, seed]).random() < rates[p]) for seed in range(len(row))]
+        assert row == expected
+        assert sum(row) >= 2 or len(row) == 200
+        assert len(row) in (16, 32, 64, 128, 200)
+    assert len(outcomes[0]) == 200 and not any(outcomes[0]) and len(outcomes[-1]) == 16
+    assert len(kept) == 5 and kept[-1] == [len(row) for row in outcomes]
+
+
+def test_interrupted_rounds_come_to_the_same(tmp_path):
+    rates = np.linspace(0.01, 0.5, len(PROBLEMS))
+    whole = solving.solve(PROBLEMS, sampler(rates), 100, 2)
+    seen = []
+
+    def stop(outcomes):
+        seen.append([list(row) for row in outcomes])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        solving.solve(PROBLEMS, sampler(rates), 100, 2, keep=stop)
+    assert solving.solve(PROBLEMS, sampler(rates), 100, 2, seen[-1]) == whole
+
+
+def test_estimates_are_of_the_draw_of_the_last_success():
+    """By hand: second success at draw 4 gives H_3 - H_1 = 1/2 + 1/3, whatever was drawn behind it."""
+    found = solving.neg_log_pass_rates([[0, 1, 0, 1, 1, 1], [0, 1, 0, 1], [1, 1], [0, 0, 1]], 2)
+    np.testing.assert_allclose(found[:3], [5 / 6, 5 / 6, 0])
+    assert np.isnan(found[3])
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Five models whose -log pass rate is difficulty times C^-0.3, sampled."""
+    compute = np.geomspace(1e10, 1e12, 5)
+    difficulty = np.random.default_rng(1).permutation(np.linspace(0.5, 4.0, len(PROBLEMS)))
+    difficulty[7] = 60.0  # no model ever solves it
+    rates = np.exp(-difficulty * (compute[:, None] / 1e10) ** -0.3)
+    outcomes = [solving.solve(PROBLEMS, sampler(row), OPTIONS.sample_budget, 20) for row in rates]
+    return compute, difficulty, outcomes
+
+
+def test_forecast_of_known_pass_rates(models):
+    """The law that made the models comes back, in buckets ordered by difficulty, without the problem nobody solves."""
+    compute, difficulty, outcomes = models
+    options = types.SimpleNamespace(**vars(OPTIONS) | dict(successes=20))
+    found = solving.forecast(compute, outcomes, NAMES, 1e14, options)
+    assert found["dropped"] == [NAMES[7]] and len(found["excluded"]) == 3
+    index = {name: p for p, name in enumerate(NAMES)}
+    means = []
+    for bucket in found["buckets"]:
+        own = difficulty[[index[name] for name in bucket["problems"]]]
+        means.append(own.mean())
+        assert bucket["forecast"] == pytest.approx(own.mean() * 1e4**-0.3, rel=0.25)
+        assert bucket["k"] == pytest.approx(0.3, abs=0.04)
+        assert bucket["interval"][0] < bucket["forecast"] < bucket["interval"][1]
+    assert means == sorted(means) and sum(len(bucket["problems"]) for bucket in found["buckets"]) == len(NAMES) - 4
+    json.dumps(found, allow_nan=False)
+    target = solving.solve(PROBLEMS, sampler(np.exp(-difficulty * 1e4**-0.3)), 4000, 20)
+    for row in solving.compare(found, NAMES, [target], options):
+        assert row["observed"][0] == pytest.approx(row["forecast"], rel=0.4)
+
+
+def test_the_target_has_no_part_in_buckets(models):
+    """More compute among the models does not move the buckets, which the smaller half makes."""
+    compute, _, outcomes = models
+    options = types.SimpleNamespace(**vars(OPTIONS) | dict(successes=20))
+    before = solving.forecast(compute, outcomes, NAMES, 1e14, options)
+    swapped = [*outcomes[:4], outcomes[0]]
+    after = solving.forecast(compute, swapped, NAMES, 1e14, options)
+    assert [b["problems"] for b in before["buckets"]] == [b["problems"] for b in after["buckets"]]
+
+
+def test_too_few_solved_problems():
+    outcomes = [[[0] * 16 for _ in NAMES], [[1] * 16 for _ in NAMES]]
+    with pytest.raises(UserError, match="0 of 30 problems are solved"):
+        solving.forecast([1e10, 1e11], outcomes, NAMES, 1e13, OPTIONS)
