@@ -85,4 +85,4 @@ def test_predictable_scaling(tmp_path, monkeypatch):
     }
     text, pictures = execute("predictable_scaling", smaller, monkeypatch)
     assert "forecast registered" in text and "error of the mean" in text and "L(C) = " in text
-    assert "90% of single runs between" in text and pictures == 2
+    assert "90% of runs between" in text and pictures == 2

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import time
 
 import pytest
 
 from gpt4jax.model.flops import flops_per_token
 from gpt4jax.scaling import forecast, laws
-from tests.runs import ROOT, run, write_corpus
+from tests.runs import ROOT, command, environment, run, write_corpus
 
 CONFIG = ROOT / "tests" / "configs" / "tiny_ladder.py"
 
@@ -158,6 +161,42 @@ def test_a_run_that_diverges_is_a_result(place, tmp_path):
     done = place(tmp_path / "wild", "--config.optimizer.learning_rate=1e30", "--config.ladder.levels=2", "--until",
                  "forecast")  # fmt: skip
     assert done.returncode == 2 and "diverged: not finite" in done.stderr and "is left to fit a law on" in done.stderr
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stopped_ladder_resumes_and_leaves_no_process(place, tmp_path):
+    """SIGTERM to the job alone: its workers save and end, and the same command trains the rest."""
+    flags = ["--config", CONFIG, "--workdir", tmp_path / "work", "--config.ladder.tokens_per_parameter=40.0",
+             f"--config.data.dataset=folder:{place.root / 'corpus'}", "--config.eval.log_every_steps=1",
+             "--config.ladder.max_compute=2e9", "--config.ladder.target_compute=1e12"]  # fmt: skip
+    job = subprocess.Popen(
+        command("predict", *flags, "--until", "ladder"), env=environment(place.root / "cache"), cwd=ROOT,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    runs = tmp_path / "work" / "runs"
+    until = time.monotonic() + 120
+    while not any(path.stat().st_size > 2000 for path in runs.glob("*/metrics.jsonl")):
+        assert time.monotonic() < until and job.poll() is None
+        time.sleep(0.05)
+    job.terminate()
+    _, words = job.communicate(timeout=60)
+    assert job.returncode == 130 and "Traceback" not in words, words
+    until = time.monotonic() + 20
+    while _alive(job.pid):  # multiprocessing's own helper ends a moment later
+        assert time.monotonic() < until, "a process is left"
+        time.sleep(0.1)
+    assert not (tmp_path / "work" / "ladder.json").exists()
+    done = run("predict", *flags, "--until", "ladder", cache=place.root / "cache")
+    assert done.returncode == 0, done.stderr
+    assert all(row["loss"] for row in json.loads((tmp_path / "work" / "ladder.json").read_text()))
+    assert any("resumed at step" in path.read_text() for path in runs.glob("*.log.txt"))
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def train_all(
     results = {run.name: result(run, folder) for run in runs}
     left = sorted((run for run in runs if results[run.name] is None), key=lambda run: -run.compute)
     if left:
-        with _stop_children():
-            for number, (run, status) in enumerate(_trained(left, folder, where), 1):
+        with _Workers(where, len(left)) as workers:
+            for number, (run, status) in enumerate(workers.train(left, folder), 1):
                 if status in (job.INTERRUPTED, job.TERMINATED):
                     raise KeyboardInterrupt
                 results[run.name] = found = result(run, folder)
@@ -84,43 +84,45 @@ def train_all(
     return [found for run in runs if (found := results[run.name]) is not None]
 
 
-def _trained(runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place]) -> Iterator[tuple[Run, int | str]]:
-    """Each run with the status it ended with, as they end."""
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has a JAX would hang
-    queue, stop = spawn.Queue(), spawn.Event()
-    for place in where:
-        queue.put(place)
-    code = code_digest()
-    with ProcessPoolExecutor(min(len(where), len(runs)), spawn, _settle, (queue, stop)) as pool:
-        futures = {pool.submit(_train, run.config.to_dict(), folder / run.name, code): run for run in runs}
+class _Workers:
+    """Processes that train runs. SIGTERM and Ctrl-C stop them at their next step, and nothing more is begun.
+
+    On leaving, for whatever reason, all of them have saved and ended.
+    """
+
+    def __init__(self, where: Sequence[Place], most: int):
+        spawn = multiprocessing.get_context("spawn")  # a fork of a process that has a JAX would hang
+        self._stop, queue = spawn.Event(), spawn.Queue()
+        for place in where:
+            queue.put(place)
+        self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, (queue, self._stop))
+
+    def train(self, runs: Sequence[Run], folder: pathlib.Path) -> Iterator[tuple[Run, int | str]]:
+        """Each run with the status it ended with, as they end."""
+        code = code_digest()
+        submit = self._pool.submit
+        futures = {submit(_train, run.config.to_dict(), folder / run.name, code): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise UserError(f"a worker was killed (out of memory?); its run's last words are in {folder}") from error
-        except BaseException:  # an error or a stop: what runs saves, and what a worker already holds is not begun
-            stop.set()
-            for child in multiprocessing.active_children():
-                child.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
 
+    def __enter__(self) -> "_Workers":
+        self._before = {number: signal.signal(number, self._asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
-@contextlib.contextmanager
-def _stop_children():
-    """Passes SIGTERM on to the workers, which save; Ctrl-C reaches them by itself, and this process waits for them."""
-
-    def pass_on(number: int, _: object) -> None:
-        if number == signal.SIGTERM:
-            for child in multiprocessing.active_children():
-                child.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self._asked()
+        self._pool.shutdown(cancel_futures=True)
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _asked(self, *_: object) -> None:
+        self._stop.set()
+        for child in multiprocessing.active_children():
+            child.terminate()
 
 
 def other_code(runs: Sequence[Run], folder: pathlib.Path) -> list[str]:
@@ -153,6 +155,8 @@ _stopped: list[Any] = []  # in a worker: the event that says that no run shall b
 
 def _settle(queue, stop) -> None:
     """Takes a place, before this worker has loaded JAX."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # between runs: a worker that died with the queue would block all
+        signal.signal(number, signal.SIG_IGN)
     _stopped.append(stop)
     place = queue.get()
     os.environ.update(place.environment)
@@ -162,8 +166,18 @@ def _settle(queue, stop) -> None:
 
 def _train(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
     """Runs one training with its words in a file; the exit status, or what was wrong."""
-    if _stopped[0].is_set():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return job.TERMINATED if _stopped[0].is_set() else _run(fields, workdir, code)
+    except KeyboardInterrupt:  # before the first step; from then on the run takes signals itself, and saves
         return job.TERMINATED
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _run(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
     from gpt4jax.train import train
 
     config = configuration.from_dict(fields)
