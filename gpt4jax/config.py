@@ -104,7 +104,7 @@ def default() -> ml_collections.ConfigDict:
     c.eval = e = ml_collections.ConfigDict()
     e.eval_every_steps = 500  # pass over the held-out set; the last step is always evaluated; 0: only the last
     e.batch_size = 0  # rows; 0: as in training
-    e.num_rows = 0  # only the first held-out rows; 0: all
+    e.num_rows = 0  # only so many held-out rows, evenly spaced; 0: all
     e.log_every_steps = 10  # lines of metrics.jsonl
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
     e.sample_tokens = 64  # of that continuation

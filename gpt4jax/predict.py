@@ -149,6 +149,7 @@ def register(
             "registered": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "unit": "held-out nats per token",
             "units": dataclasses.asdict(units),
+            "least_loss": facts["least_loss"],  # known of the grammar alone
             "level": config.ladder.level,
             "forecasts": forecasts,
             "without_forecast": without,
@@ -203,7 +204,9 @@ def _data(config, plan):
     data = text.load(config.data, config.model.vocab_size, files.cache_dir(config.data.cache_dir), job.say)
     epochs = plan.targets[0].num_tokens / data.facts["train"]["pairs"]
     job.say(f"the target reads {epochs:.2f} of the training tokens" + (": more than one epoch" if epochs > 1 else ""))
-    return data.facts, forecast.units(data.rows["eval"], data.tokenizer, config.eval.num_rows)
+    held = data.rows["eval"], data.tokenizer, config.eval.num_rows
+    least = forecast.least_loss(*held) if config.data.dataset.startswith("grammar:") else None
+    return {**data.facts, "least_loss": least}, forecast.units(*held)
 
 
 def _other_data(runs, folder: pathlib.Path, facts) -> list[str]:

@@ -43,16 +43,25 @@ def eval_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0).
 
-    `num_rows`: only the first so many; 0: all.
+    `num_rows`: only so many (`evaluated`); 0: all.
     """
-    total = min(len(rows), num_rows or len(rows))
+    chosen = evaluated(len(rows), num_rows)
     empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
 
     def row_of(step: int, row: int) -> Row:
         index = step * batch_size + row
-        return rows[index] if index < total else empty
+        return rows[chosen[index]] if index < len(chosen) else empty
 
-    yield from _batches(row_of, batch_size, 0, -(-total // batch_size), sharding, prefetch)
+    yield from _batches(row_of, batch_size, 0, -(-len(chosen) // batch_size), sharding, prefetch)
+
+
+def evaluated(rows: int, num_rows: int = 0) -> list[int]:
+    """Which of `rows` held-out rows an evaluation on `num_rows` reads, evenly spaced; 0: all.
+
+    Not the first ones: rows lie by document, and whole rows of long documents before the rest.
+    """
+    count = min(rows, num_rows or rows)
+    return [i * rows // count for i in range(count)]
 
 
 def _batches(row_of, batch_size, first_step, num_steps, sharding, prefetch):

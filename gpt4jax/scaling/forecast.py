@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gpt4jax
-from gpt4jax.data import RandomAccess
+from gpt4jax.data import RandomAccess, grammar
+from gpt4jax.data.loader import evaluated
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import laws
 from gpt4jax.scaling.ladder import Run
@@ -52,9 +53,9 @@ class Units:
 
 
 def units(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_rows: int = 0) -> Units:
-    """Counts the first `num_rows` held-out rows (0: all), as an evaluation reads them."""
+    """Counts the `num_rows` held-out rows that an evaluation reads (0: all)."""
     tokens = num_bytes = words = 0
-    for i in range(min(len(rows), num_rows or len(rows))):
+    for i in evaluated(len(rows), num_rows):
         row = rows[i]
         segments = row["segment_ids"]
         tokens, num_bytes = tokens + int((segments > 0).sum()), num_bytes + int(row["bytes"].sum())
@@ -62,6 +63,29 @@ def units(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_rows: i
             targets = row["targets"][segments == segment]
             words += len(b"".join(tokenizer.pieces[t] for t in targets).split())
     return Units(tokens, num_bytes, words)
+
+
+def least_loss(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_rows: int = 0) -> float:
+    """The loss, nats per token, of a model that knows the grammar of known entropy, on these held-out rows.
+
+    Raises:
+        UserError: documents that rows cut, so that what follows is not known to any model.
+    """
+    language = grammar.language()
+    index = {spelling: word for word, spelling in enumerate(language.spelling)}
+    nats, tokens = 0.0, 0
+    for i in evaluated(len(rows), num_rows):
+        segments, targets = rows[i]["segment_ids"], rows[i]["targets"]
+        for segment in range(1, int(segments.max()) + 1):
+            ids = targets[segments == segment]
+            text = b"".join(tokenizer.pieces[t] for t in ids).decode()
+            log_probability = grammar.log_probability(language, text, index)
+            if ids[-1] != tokenizer.end or not math.isfinite(log_probability):
+                raise UserError(
+                    f"rows of {len(segments)} tokens cut documents of up to {grammar.MAX_BYTES}: lengthen them"
+                )
+            nats, tokens = nats - log_probability, tokens + len(ids)
+    return nats / tokens
 
 
 def code_digest() -> str:
@@ -207,6 +231,8 @@ def describe(document: Mapping[str, Any], units: Units) -> str:
         lines.append(
             line + f"; L(C) = {law['a']:.4g} C^{law['b']:.4g} + {law['c']:.4g} of {len(forecast['runs'])} runs"
         )
+        if (least := document["least_loss"]) is not None:
+            lines.append(f"  c = {law['c']:.4f}, and the truth is {least:.4f} ({law['c'] / least - 1:+.2%})")
         lines += [f"  {warning}" for warning in law["warnings"]]
         odd = {name: why for name, why in forecast["left_out"].items() if "more than" not in why}
         lines += [f"  left out {name}: {why}" for name, why in odd.items()]

@@ -136,11 +136,18 @@ def test_evaluation_passes_once_over_everything(rows):
         found.update(zip(arrays["tokens"][used].tolist(), arrays["targets"][used].tolist(), strict=True))
     assert sizes == {(16, 32)} and len(rows) % 16
     assert found == expected_pairs(DOCUMENTS)
-    first = list(loader.eval_batches(rows, batch_size=16, sharding=sharding, prefetch=2, num_rows=17))
-    tokens = np.concatenate([np.asarray(batch["tokens"]) for batch in first])
-    used = np.concatenate([np.asarray(batch["segment_ids"]) for batch in first]).any(axis=1)
+    some = list(loader.eval_batches(rows, batch_size=16, sharding=sharding, prefetch=2, num_rows=17))
+    tokens = np.concatenate([np.asarray(batch["tokens"]) for batch in some])
+    used = np.concatenate([np.asarray(batch["segment_ids"]) for batch in some]).any(axis=1)
     assert used.tolist() == [True] * 17 + [False] * 15
-    assert all(np.array_equal(tokens[i], rows[i]["tokens"]) for i in range(17))
+    chosen = loader.evaluated(len(rows), 17)
+    assert all(np.array_equal(tokens[i], rows[chosen[i]]["tokens"]) for i in range(17))
+
+
+def test_some_held_out_rows_are_spread_over_all():
+    assert loader.evaluated(10) == loader.evaluated(10, 10) == loader.evaluated(10, 99) == list(range(10))
+    assert loader.evaluated(10, 4) == [0, 2, 5, 7]
+    assert loader.evaluated(10, 1) == [0]
 
 
 def test_a_process_reads_the_rows_of_its_own_devices():

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -92,11 +94,33 @@ def test_units_by_hand():
          "bytes": np.array([1, 1, 3, 0, 0, 0, 0])},
         {"segment_ids": np.array([1] * 7), "targets": np.array([8] * 7), "bytes": np.array([17] * 7)},
     ]  # fmt: skip
-    units = forecast.units(rows, Tokenizer, 2)
+    units = forecast.units(rows[:2], Tokenizer)
     assert units == forecast.Units(tokens=10, bytes=11, words=6)
     assert units.bits_per_byte(1.1 * math.log(2)) == pytest.approx(1.0)
     assert units.bits_per_word(0.6 * math.log(2)) == pytest.approx(1.0)
+    assert forecast.units(rows, Tokenizer, 1) == forecast.Units(tokens=6, bytes=6, words=3)
     assert forecast.units(rows, Tokenizer).words == 6 + 15  # "...here" and "unseen..." are one word
+
+
+def test_the_least_loss_of_the_grammar_is_its_own_probability():
+    """Documents in a few rows, by the grammar's own reading of each; rows that cut one are refused."""
+    from gpt4jax.data import cache, grammar, tokenizer
+
+    tok = tokenizer.from_bytes()
+    language = grammar.language()
+    texts = list(grammar.documents(language, 3, 400))
+    index = {spelling: word for word, spelling in enumerate(language.spelling)}
+    nats = -sum(grammar.log_probability(language, text, index) for text in texts)
+    tokens = sum(len(text) + 1 for text in texts)
+
+    def rows(seq_len, folder):
+        return cache.PackedRows(cache.build([text.encode() for text in texts], tok, folder, 10**6), tok, seq_len)
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = rows(512, pathlib.Path(folder) / "a")
+        assert forecast.least_loss(whole, tok) == pytest.approx(nats / tokens, rel=1e-12)
+        with pytest.raises(UserError, match="rows of 16 tokens cut documents"):
+            forecast.least_loss(rows(16, pathlib.Path(folder) / "b"), tok)
 
 
 def test_the_code_digest_is_of_what_trains(tmp_path, monkeypatch):
