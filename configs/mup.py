@@ -12,16 +12,16 @@ from gpt4jax.scaling.sweep import default
 def get_config():
     """The decoder at its base shape; every key and its meaning: gpt4jax/config.py, and of `sweep` gpt4jax/scaling."""
     c = default()
-    c.num_steps = 128
+    c.num_steps = 256
     c.batch_size = 4
     c.model.update(
-        vocab_size=1024, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=4, head_dim=16, mlp_dim=176,
+        vocab_size=257, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=4, head_dim=16, mlp_dim=176,
         max_seq_len=128, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, tie_embeddings=False,
         parametrization="mup", base_embed_dim=64, base_num_layers=2, base_head_dim=16, init_std=0.1, layers="unroll",
     )  # fmt: skip
-    c.data.tokenizer = "bpe:1024"
+    c.data.tokenizer = "bytes"
     c.data.seq_len = 128
-    c.optimizer.warmup_steps = 12
+    c.optimizer.warmup_steps = 16
     c.optimizer.weight_decay = 0.0
     c.optimizer.final_fraction = 0.0
     return c

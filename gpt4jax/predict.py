@@ -6,6 +6,7 @@ compares. The same command resumes what was interrupted.
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import pathlib
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.errors import UserError
 
+SEAL = "forecast.sha256"  # in the target's folder: of the forecast that it was begun with
 STAGES = ("ladder", "forecast", "target")
 # Neither changes what a run computes.
 _MAY_CHANGE = ("ladder.workers", "data.cache_dir", "data.prefetch")
@@ -45,12 +47,14 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     """
     import jax
 
-    from gpt4jax.data import code_tasks
     from gpt4jax.scaling import figures, forecast, ladder, pool, solving
 
+    if "://" in str(workdir):
+        raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
     workdir = files.user_path(workdir).absolute()
     configuration.check_values(config)
     plan = ladder.plan(config)
+    problems = _problems(config.ladder)
     _open(workdir, config)
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
 
@@ -61,18 +65,18 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     facts, units = _data(config, plan)
 
     # --- The small runs.
+    path = workdir / "forecast.json"
+    forced = [] if path.exists() else _foreign(plan.runs, workdir / "runs", forecast.code_digest(), facts, force)
     results = pool.train_all(plan.runs, workdir / "runs", where, job.say)
     files.replace(workdir / "ladder.json", json.dumps([_row(r) for r in results], indent=1) + "\n")
-    problems = code_tasks.problems(0, config.ladder.problems_per_level) if config.ladder.problems_per_level else ()
     solved = _solved(results, workdir / "runs", problems, config.ladder)
     if until == "ladder":
         return 0
 
     # --- The forecast, before the target has taken a step.
-    path = workdir / "forecast.json"
     document = files.read_json(path)
     if not document:
-        document = register(config, plan, results, workdir, facts, units, force, problems, solved)
+        document = register(config, plan, results, workdir, facts, units, forced, problems, solved)
         files.replace(path, json.dumps(document, indent=1) + "\n")
     forecast.check_seal(document, str(path))
     print(forecast.describe(document, units), flush=True)
@@ -81,12 +85,17 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
         return 0
 
     # --- The target, and what came of the forecast.
-    forced = document["forced"] + _changed_since(document, facts, force)
+    _check_target(document, plan, workdir)
+    left = any(pool.result(run, workdir / "target") is None for run in plan.targets)
+    since = _changed_since(document, facts, force) if left else []
+    sealed = workdir / "target" / SEAL
+    files.replace(sealed, document["sha256"] + "\n")
     done = pool.train_all(plan.targets, workdir / "target", [pool.Place({}, ())], job.say)
     losses = [r.loss for r in done if r.ended]
     if not losses:
         raise UserError(f"the target came to no loss: {[r.reason for r in done]}; the forecast stands in {path}")
-    report: dict[str, Any] = {"forecast_sha256": document["sha256"], "forced": forced}
+    trained = _foreign(plan.targets, workdir / "target", document["code"], document["corpus"], True)
+    report: dict[str, Any] = {"forecast_sha256": document["sha256"], "forced": [*document["forced"], *since, *trained]}
     report |= {"targets": [_row(r) for r in done], "forecasts": forecast.compare(document, losses)}
     if problems:
         outcomes = list(_solved(done, workdir / "target", problems, config.ladder).values())
@@ -114,25 +123,19 @@ def _solved(results, folder: pathlib.Path, problems, options) -> dict[str, Any]:
 
 
 def register(
-    config, plan, results, workdir: pathlib.Path, facts, units, force: bool, problems=(), solved=None
+    config, plan, results, workdir: pathlib.Path, facts, units, forced: list[str], problems=(), solved=None
 ) -> dict[str, Any]:
-    """The forecast as it will be sealed.
+    """The forecast as it will be sealed; `forced` says how runs of the ladder were not trained as this code would.
 
     Raises:
-        UserError: the target has taken a step, code or data changed since the ladder was run, or no law fits.
+        UserError: the target has been begun, or no law fits.
     """
     import dataclasses
-    import importlib.metadata
 
-    from gpt4jax.scaling import forecast, pool
-    from gpt4jax.training import metrics
+    from gpt4jax.scaling import forecast
 
-    for run in plan.targets:
-        if metrics.read(workdir / "target" / run.name) or pool.result(run, workdir / "target"):
-            raise UserError(f"{run.name} has already taken steps: a forecast of it now would be none")
-    forced = [*pool.other_code(plan.runs, workdir / "runs"), *_other_data(plan.runs, workdir / "runs", facts)]
-    if forced and not force:
-        raise UserError("; ".join(forced) + ". Run the ladder anew, or --force it, which the forecast will say")
+    if (workdir / "target").exists():  # with whatever in it: a checkpoint, metrics, or only the code that began it
+        raise UserError(f"{workdir / 'target'} exists, so the target was begun: a forecast of it now would be none")
     target = plan.targets[0]
     forecasts, without = [], {}
     for ratio in config.ladder.ratios:
@@ -142,7 +145,6 @@ def register(
             without[f"{ratio:g}"] = str(error)
     if not forecasts:
         raise UserError("; ".join(without.values()))
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "gpt4jax")
     return forecast.seal(
         {
             "format": forecast.FORMAT,
@@ -160,7 +162,7 @@ def register(
             "ladder": [_row(r) for r in results],
             "corpus": {key: facts[key] for key in ("dataset", "fingerprint", "tokenizer", "tokenizer_fingerprint")},
             "code": forecast.code_digest(),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "versions": _versions(),
             "forced": forced,
         }
     )  # fmt: skip
@@ -182,7 +184,13 @@ def _capability(config, plan, results, problems, solved) -> list[dict[str, Any]]
     return out
 
 
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "gpt4jax")}
+
+
 def _open(workdir: pathlib.Path, config) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"the workdir {workdir} is a file")
     saved = workdir / "config.json"
     old = files.read_json(saved)
     if old and "ladder" not in old:
@@ -209,13 +217,52 @@ def _data(config, plan):
     return {**data.facts, "least_loss": least}, forecast.units(*held)
 
 
-def _other_data(runs, folder: pathlib.Path, facts) -> list[str]:
-    """Which runs were trained on other data."""
-    found = []
+def _problems(options) -> tuple:
+    """The code tasks that every run is asked to solve.
+
+    Raises:
+        UserError: more than there are.
+    """
+    from gpt4jax.data import code_tasks
+
+    try:
+        return code_tasks.problems(0, options.problems_per_level) if options.problems_per_level else ()
+    except ValueError as error:
+        raise UserError(f"ladder.problems_per_level is {options.problems_per_level}: {error}") from error
+
+
+def _check_target(document, plan, workdir: pathlib.Path) -> None:
+    """Checks that the target is the one that was registered, and this forecast the one it was begun with.
+
+    Raises:
+        UserError: one is not.
+    """
+    from gpt4jax.scaling import pool
+
+    now = json.loads(json.dumps(plan.targets[0].config.to_dict()))
+    other = configuration.differences(document["target"]["config"], now, pool.MAY_CHANGE)
+    if other or document["target"]["seeds"] != [run.seed for run in plan.targets]:
+        raise UserError(f"the target is not the one that was registered: {'; '.join(other) or 'other seeds'}")
+    sealed = workdir / "target" / SEAL
+    if (workdir / "target").exists() and not (sealed.is_file() and sealed.read_text().strip() == document["sha256"]):
+        raise UserError(f"the target was begun with another forecast than {workdir / 'forecast.json'} (see {sealed})")
+
+
+def _foreign(runs, folder: pathlib.Path, code: str, facts, force: bool) -> list[str]:
+    """Which runs were trained by other code, or on other data, than these.
+
+    Raises:
+        UserError: any, unless forced.
+    """
+    from gpt4jax.scaling import pool
+
+    found = pool.other_code(runs, folder, code)
     for run in runs:
         old = files.read_json(folder / run.name / "data.json")
         changed = [key for key in ("fingerprint", "tokenizer_fingerprint") if old and old[key] != facts[key]]
         found += [f"{run.name} was trained with another {key.replace('_', ' ')} of the data" for key in changed]
+    if found and not force:
+        raise UserError("; ".join(found) + ". Choose another workdir, or --force it, which the forecast will say")
     return found
 
 
@@ -227,6 +274,8 @@ def _changed_since(document, facts, force: bool) -> list[str]:
     words = [f"the data's {key.replace('_', ' ')} is another" for key in changed]
     if document["code"] != forecast.code_digest():
         words.append("the code that trains is another")
+    if document["versions"] != (now := _versions()):
+        words.append(f"versions are others ({document['versions']} -> {now})")
     if words and not force:
         raise UserError(
             f"since the forecast was registered {'; '.join(words)}: the target would be no test of it. "

@@ -75,13 +75,11 @@ def test_predictable_scaling(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path / "cache"))
     corpus = runs.write_corpus(tmp_path / "corpus")
     smaller = {
-        "configs": "tests/configs",
-        "ladder_cpu.py": "tiny_ladder.py",
+        '"configs" / "ladder_cpu.py"': '"tests" / "configs" / "tiny_ladder.py"',
         '"data.dataset=python_stdlib"': f'"data.dataset=folder:{corpus}"',
         '"eval.num_rows=512",': "",
-        '"ladder.min_compute=3e10",': "",
-        '"ladder.max_compute=4e11",': "",
-        '"ladder.target_compute=5e12",': "",
+        '"ladder.max_compute=9e11",': "",
+        '"ladder.target_compute=1.2e13",': "",
     }
     text, pictures = execute("predictable_scaling", smaller, monkeypatch)
     assert "forecast registered" in text and "error of the mean" in text and "L(C) = " in text

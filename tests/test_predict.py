@@ -108,12 +108,62 @@ def test_again_trains_nothing(place, finished):
     assert before == ((workdir / "forecast.json").read_bytes(), (workdir / "report.json").read_bytes())
 
 
-def test_no_registration_once_the_target_has_a_step(place, finished, tmp_path):
+@pytest.mark.parametrize("trace", ["metrics", "checkpoint", "code"])
+def test_no_registration_once_the_target_was_begun(place, finished, tmp_path, trace):
+    """Whatever is left of it: metrics, a checkpoint without metrics, or only the code that began it."""
     workdir = copy_of(finished, tmp_path)
     (workdir / "forecast.json").unlink()
+    (workdir / "target" / "forecast.sha256").unlink()
+    for folder in [path for path in (workdir / "target").iterdir() if path.is_dir()]:
+        if trace != "metrics":
+            (folder / "metrics.jsonl").unlink()
+        if trace == "code":
+            shutil.rmtree(folder)
     done = place(workdir)
-    assert done.returncode == 2 and "has already taken steps" in done.stderr
+    assert done.returncode == 2 and "the target was begun: a forecast of it now would be none" in done.stderr
     assert not (workdir / "forecast.json").exists()
+
+
+def test_a_forecast_that_was_mended_after_the_target_is_refused(place, finished, tmp_path):
+    """Its own seal fits again, but the target was begun with another."""
+    workdir = copy_of(finished, tmp_path)
+    report = (workdir / "report.json").read_bytes()
+    document = json.loads((workdir / "forecast.json").read_text())
+    document["forecasts"][0]["loss"] *= 0.99
+    (workdir / "forecast.json").write_text(json.dumps(forecast.seal(document)))
+    done = place(workdir)
+    assert done.returncode == 2 and "the target was begun with another forecast" in done.stderr
+    assert (workdir / "report.json").read_bytes() == report
+
+
+def test_another_target_than_the_registered_one_is_refused(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    document = json.loads((workdir / "forecast.json").read_text())
+    document["target"]["config"]["optimizer"]["learning_rate"] *= 2
+    (workdir / "forecast.json").write_text(json.dumps(forecast.seal(document)))
+    done = place(workdir)
+    assert done.returncode == 2 and "is not the one that was registered: optimizer.learning_rate" in done.stderr
+
+
+def test_a_target_of_other_code_is_said_in_the_report(place, finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    code = next((workdir / "target").glob("*.code.txt"))
+    code.write_text("0" * 64 + "\n")
+    done = place(workdir)
+    assert done.returncode == 0, done.stderr
+    words = f"{code.name.partition('.')[0]} was trained with other code"
+    assert json.loads((workdir / "report.json").read_text())["forced"] == [words] and f"forced: {words}" in done.stdout
+
+
+def test_a_run_of_another_config_has_no_place_in_the_ladder(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    (workdir / "forecast.json").unlink()
+    path = next((workdir / "runs").glob("*/config.json"))
+    fields = json.loads(path.read_text())
+    fields["optimizer"]["learning_rate"] *= 2
+    path.write_text(json.dumps(fields))
+    done = place(workdir, "--until", "forecast")
+    assert done.returncode == 2 and "is a run of another config: optimizer.learning_rate" in done.stderr
 
 
 def test_a_changed_forecast_is_seen(place, registered, tmp_path):
@@ -130,13 +180,16 @@ def test_other_code_or_data_is_refused_unless_forced(place, registered, tmp_path
     (workdir / "forecast.json").unlink()
     code = next((workdir / "runs").glob("*.code.txt"))
     code.write_text("0" * 64 + "\n")
+    data = max((workdir / "runs").glob("*/data.json"))
+    data.write_text(json.dumps(json.loads(data.read_text()) | {"fingerprint": "1" * 64}))
     done = place(workdir, "--until", "forecast")
-    assert done.returncode == 2 and f"{code.name.partition('.')[0]} was trained with other code" in done.stderr
+    words = [f"{code.name.partition('.')[0]} was trained with other code"]
+    words.append(f"{data.parent.name} was trained with another fingerprint of the data")
+    assert done.returncode == 2 and all(line in done.stderr for line in words)
     done = place(workdir, "--until", "forecast", "--force")
     assert done.returncode == 0, done.stderr
     document = json.loads((workdir / "forecast.json").read_text())
-    assert document["forced"] == [f"{code.name.partition('.')[0]} was trained with other code"]
-    assert "forced: " in done.stdout
+    assert document["forced"] == words and "forced: " in done.stdout
     document |= {"code": "0" * 64}
     (workdir / "forecast.json").write_text(json.dumps(forecast.seal(document)))
     done = place(workdir)
@@ -206,6 +259,10 @@ def test_a_stopped_ladder_resumes_and_leaves_no_process(place, tmp_path):
         (["--config.ladder.max_compute=4e9"], "more than 1/10 of the target's"),
         (["--config.ladder.seed=3"], "no key 'ladder.seed'; did you mean --config.ladder.seeds?"),
         (["--config.model.num_layers=0"], "num_layers"),
+        (["--config.ladder.target_compute=0"], "target_compute is 0"),
+        (['--config.model.attention=("dense", "banded:8")'], "does not divide num_layers"),
+        (["--config.ladder.problems_per_level=100000"], "problems_per_level is 100000: level 1 gave"),
+        (["--config.ladder.successes=0"], "ladder.successes is 0"),
     ],
 )
 def test_bad_configs(place, flags, words, tmp_path):
@@ -218,5 +275,9 @@ def test_another_config_or_another_jobs_folder(place, registered, tmp_path):
     done = place(registered[0], "--config.ladder.seeds=3")
     assert done.returncode == 2 and "ladder.seeds: 1 -> 3" in done.stderr
     (tmp_path / "x").write_text("something")
+    done = place(tmp_path / "x")
+    assert done.returncode == 2 and "is a file" in done.stderr
+    done = place("gs://bucket/x")
+    assert done.returncode == 2 and "no object store" in done.stderr
     done = place(tmp_path)
     assert done.returncode == 2 and "no forecast of gpt4jax" in done.stderr

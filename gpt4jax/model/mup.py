@@ -81,6 +81,8 @@ def fold(config: Config, params):
 
     For layouts that know no multipliers. It computes the same function, and would train otherwise.
     """
+    if config.parametrization == "standard":
+        return config, params
     by = multipliers(config)
     layers, final = dict(params["layers"]), dict(params["final"])
 
@@ -111,8 +113,8 @@ def grow(config: Config, embed_dim: int, num_layers: int, *, by: str = "num_head
     ratio = embed_dim / config.embed_dim
     fields: dict[str, Any] = dict(embed_dim=embed_dim, num_layers=num_layers, mlp_dim=round(ratio * config.mlp_dim))
     for name in ("num_heads", "num_kv_heads") if by == "num_heads" else ("head_dim",):
-        fields[name] = round(ratio * getattr(config, name))
-        if fields[name] != ratio * getattr(config, name) or not fields[name]:
+        fields[name], rest = divmod(embed_dim * getattr(config, name), config.embed_dim)
+        if rest or not fields[name]:
             raise ValueError(
                 f"a decoder of embed_dim {config.embed_dim} and {name} {getattr(config, name)} has no whole {name} "
                 f"at embed_dim {embed_dim}"

@@ -84,12 +84,15 @@ def plan(config: ml_collections.ConfigDict) -> Ladder:
     Raises:
         UserError: levels, ratios or sizes that make no ladder.
     """
+    try:
+        return _plan(config)
+    except ValueError as error:  # a decoder that can't be
+        raise UserError(str(error)) from error
+
+
+def _plan(config: Any) -> Ladder:
     r = config.ladder
     _check(r)
-    try:
-        configuration.model_config(config)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     span = math.log(r.max_compute / r.min_compute)
     wanted = [r.min_compute * math.exp(span * i / (r.levels - 1)) for i in range(r.levels)]
     shapes = {}
@@ -117,10 +120,10 @@ def _check(r: Any) -> None:
             f"ladder: {r.levels} levels from {r.min_compute:g} to {r.max_compute:g} FLOPs are one compute level; a law "
             "needs several (four or more for intervals)"
         )
-    for name in ("seeds", "target_seeds", "min_layers", "curve_points"):
+    for name in ("seeds", "target_seeds", "min_layers", "curve_points", "sample_budget", "successes", "buckets"):
         if r[name] < 1:
             raise UserError(f"ladder.{name} is {r[name]}; it must be at least 1")
-    for name in ("tokens_per_parameter", "width_per_layer", "base_tokens"):
+    for name in ("tokens_per_parameter", "width_per_layer", "base_tokens", "target_compute"):
         if not r[name] > 0:
             raise UserError(f"ladder.{name} is {r[name]}; it must be above 0")
     if r.grow not in ("head_dim", "num_heads"):

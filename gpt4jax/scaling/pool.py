@@ -17,10 +17,11 @@ from gpt4jax import job
 from gpt4jax.errors import UserError
 from gpt4jax.scaling.forecast import Result, code_digest
 from gpt4jax.scaling.ladder import Run
-from gpt4jax.training import metrics
+from gpt4jax.training import checkpoint, metrics
 
 LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and the digest of the code at each start
 FAILED = "failed.txt"  # in it: why it came to no loss
+MAY_CHANGE = ("checkpoint", "mesh", "data.cache_dir", "data.prefetch")  # what a run's result does not depend on
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
 
 
@@ -41,7 +42,10 @@ def places(workers: int, platform: str, devices: int) -> list[Place]:
         workers = workers or devices
         if workers > devices:
             raise UserError(f"ladder.workers is {workers}, and there are {devices} devices of kind {platform}")
-        return [Place({_VISIBLE[platform]: str(i)}, ()) for i in range(workers)]
+        name = _VISIBLE[platform]
+        seen = os.environ[name].split(",") if os.environ.get(name) else [str(i) for i in range(devices)]
+        alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"} if platform == "tpu" else {}
+        return [Place({name: seen[i], **alone}, ()) for i in range(workers)]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     workers = workers or min(2, len(cores))
     if workers > len(cores):
@@ -50,12 +54,21 @@ def places(workers: int, platform: str, devices: int) -> list[Place]:
 
 
 def result(run: Run, folder: pathlib.Path) -> Result | None:
-    """What a run in its folder came to; None if it has not ended."""
+    """What a run in its folder came to; None if it has not ended.
+
+    Raises:
+        UserError: the folder holds a run of another config.
+    """
+    saved = folder / run.name / "config.json"
+    old = configuration.from_json(saved) if saved.is_file() else None
+    if old is not None and (other := configuration.differences(old, run.config.to_dict(), MAY_CHANGE)):
+        raise UserError(f"{folder / run.name} is a run of another config: {'; '.join(other)}")
     failed = folder / run.name / FAILED
     if failed.is_file():
         return Result(run, math.nan, failed.read_text().strip())
     lines = [line for line in metrics.read(folder / run.name) if "eval/heldout/loss" in line]
-    if not lines or lines[-1]["step"] != run.config.num_steps:
+    last = run.config.num_steps
+    if not lines or lines[-1]["step"] != last or last not in checkpoint.saved_steps(folder / run.name):
         return None
     return Result(run, lines[-1]["eval/heldout/loss"])
 
@@ -95,6 +108,7 @@ class _Workers:
         self._stop, queue = spawn.Event(), spawn.Queue()
         for place in where:
             queue.put(place)
+        self._others = set(multiprocessing.active_children())  # a notebook's own, say
         self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, (queue, self._stop))
 
     def train(self, runs: Sequence[Run], folder: pathlib.Path) -> Iterator[tuple[Run, int | str]]:
@@ -121,17 +135,16 @@ class _Workers:
 
     def _asked(self, *_: object) -> None:
         self._stop.set()
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - self._others:
             child.terminate()
 
 
-def other_code(runs: Sequence[Run], folder: pathlib.Path) -> list[str]:
-    """Which runs were trained, in part or whole, by other code than this."""
-    now = code_digest()
+def other_code(runs: Sequence[Run], folder: pathlib.Path, digest: str) -> list[str]:
+    """Which runs were trained, in part or whole, by code of another digest."""
     files = {run.name: folder / f"{run.name}.{CODE}" for run in runs}
     return [
         f"{name} was trained with other code" for name, path in files.items()
-        if path.is_file() and set(path.read_text().split()) != {now}
+        if path.is_file() and set(path.read_text().split()) != {digest}
     ]  # fmt: skip
 
 

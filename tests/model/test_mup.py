@@ -106,5 +106,7 @@ def test_grow():
     assert (wider.num_heads, wider.num_kv_heads, wider.head_dim, wider.mlp_dim) == (16, 8, 8, 256)
     wide_heads = mup.grow(config, 128, 2, by="head_dim")
     assert (wide_heads.num_heads, wide_heads.num_kv_heads, wide_heads.head_dim) == (4, 2, 32)
+    odd = dataclasses.replace(config, embed_dim=896, num_heads=14, num_kv_heads=14)
+    assert mup.grow(odd, 1856, 2).num_heads == 29  # 1856 / 896 * 14 is 29.000000000000004 in floats
     with pytest.raises(ValueError, match="no whole num_heads at embed_dim 36"):
         mup.grow(config, 36, 2)

@@ -80,7 +80,7 @@ def test_coordinates_are_flat_under_mup_only(tiny, capsys):
     root, flags = tiny
     assert coordinates.main([*flags, "--workdir", str(root / "work")]) == 0
     slopes = json.loads((root / "work" / "coordinates.json").read_text())["slopes"]
-    for place in ("features", "attention", "mlp", "scores", "logits"):
+    for place in ("attention", "mlp", "scores", "logits"):
         assert abs(slopes["mup"][place]) < 0.4 and slopes["standard"][place] > 0.5, (place, slopes)
     assert (root / "work" / "coordinates.png").is_file() and "mup" in capsys.readouterr().out
 
