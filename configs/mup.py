@@ -3,7 +3,7 @@
     python -m gpt4jax.scaling.coordinates --config configs/mup.py --workdir runs/mup
     python -m gpt4jax.scaling.transfer --config configs/mup.py --workdir runs/mup
 
-Measured: see README.
+The sweep of learning rates has not been run to its end yet.
 """
 
 from gpt4jax.scaling.sweep import default
