@@ -4,7 +4,7 @@
     python -m gpt4jax.predict --config configs/ladder_gpu.py --workdir DIR
 
 The first command registers the forecast; DIR can then be carried to a machine with a GPU for the second, which makes
-the same data anew. The target is 1,000 times the largest run of the ladder. Not measured yet.
+the same data anew. The target is more than 1,000 times the largest run of the ladder. Not measured yet.
 """
 
 from gpt4jax.scaling.ladder import default

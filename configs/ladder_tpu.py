@@ -1,8 +1,8 @@
-"""A forecast on a TPU slice: a ladder of 1e17 to 1e19 FLOPs, and a target of 1e21, 100 and 1,000 times ahead.
+"""A forecast on a TPU host: a ladder of 1e17 to 1e19 FLOPs, and a target of 1e21, 100 and 1,000 times ahead.
 
     python -m gpt4jax.predict --config configs/ladder_tpu.py --workdir DIR
 
-Small runs take one chip each, the target takes all. The corpus is yours: `python_packages` has tokens for 1e18 FLOPs at
+Small runs take one chip each, the target all chips of one host. The corpus is yours: `python_packages` has tokens for 1e18 FLOPs at
 most, so name a TFDS set or a folder. Not measured: no TPU was at hand.
 """
 
