@@ -2,8 +2,8 @@
 
     python -m gpt4jax.predict --config configs/ladder_tpu.py --workdir DIR
 
-Small runs take one chip each, the target all chips of one host. The corpus is yours: `python_packages` has tokens for 1e18 FLOPs at
-most, so name a TFDS set or a folder. Not measured: no TPU was at hand.
+Small runs take one chip each, the target all chips of one host. The corpus is yours: name a TFDS set or a folder, for
+this ladder wants 60 billion tokens and `python_packages` has 0.1 billion. Not measured: no TPU was at hand.
 """
 
 from gpt4jax.scaling.ladder import default
