@@ -20,6 +20,20 @@ def user_path(text: str | pathlib.Path) -> pathlib.Path:
         raise UserError(f"{text}: {error}") from error
 
 
+def local_folder(path: pathlib.Path, flag: str) -> pathlib.Path:
+    """The absolute path of a folder that a flag names.
+
+    Raises:
+        UserError: it is in an object store, or a file.
+    """
+    if "://" in str(path) or ":/" in str(path):  # pathlib makes one slash of two
+        raise UserError(f"{flag} {path}: only local folders for now, no object store")
+    path = user_path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path} is a file")
+    return path
+
+
 def cache_dir(option: str = "") -> pathlib.Path:
     """Where prepared data is kept: the config's data.cache_dir, $GPT4JAX_CACHE, or ~/.cache/gpt4jax."""
     chosen = option or os.environ.get("GPT4JAX_CACHE") or "~/.cache/gpt4jax"

@@ -49,9 +49,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
 
     from gpt4jax.scaling import figures, forecast, ladder, pool, solving
 
-    if "://" in str(workdir):
-        raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
-    workdir = files.user_path(workdir).absolute()
+    workdir = files.local_folder(workdir, "--workdir")
     configuration.check_values(config)
     plan = ladder.plan(config)
     problems = _problems(config.ladder)
@@ -59,8 +57,8 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
 
     # --- The data, prepared once for all workers; this process itself leaves accelerators to them.
-    platform, devices = pool.machine()
-    where = pool.places(config.ladder.workers, platform, devices)
+    left = any(pool.result(run, workdir / "runs") is None for run in plan.runs)
+    where = pool.places(config.ladder.workers, *pool.machine()) if left else []
     jax.config.update("jax_platforms", "cpu")
     facts, units = _data(config, plan)
 
@@ -189,8 +187,6 @@ def _versions() -> dict[str, str]:
 
 
 def _open(workdir: pathlib.Path, config) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"the workdir {workdir} is a file")
     saved = workdir / "config.json"
     old = files.read_json(saved)
     if old and "ladder" not in old:

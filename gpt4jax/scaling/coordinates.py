@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     flags, overrides = job.parse(parser, argv)
     config = configuration.load(flags.config, overrides, sweep.default)
-    workdir = files.user_path(flags.workdir)
+    workdir = files.local_folder(flags.workdir, "--workdir")
     check = config.sweep
     base = configuration.model_config(config)
     data = sweep.data(config, check.coordinate_steps, job.say)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     flags, overrides = job.parse(parser, argv)
     config = configuration.load(flags.config, overrides, sweep.default)
-    workdir = files.user_path(flags.workdir)
+    workdir = files.local_folder(flags.workdir, "--workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     base = configuration.model_config(config)
     sizes = {("width", width): (width, base.num_layers) for width in config.sweep.widths}
