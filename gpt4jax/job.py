@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 
 from gpt4jax import files
 from gpt4jax.errors import UserError
+from gpt4jax.signals import INTERRUPTED
 
-INTERRUPTED = 130  # the shell's status for Ctrl-C
-TERMINATED = 143  # ... for SIGTERM
 BROKEN_PIPE = 141  # ... for a reader that has gone
 _OF_THE_USER = {  # no space, no permission, no such kind of path
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,

@@ -15,6 +15,7 @@ from typing import Any
 from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.errors import UserError
+from gpt4jax.train import train
 
 SEAL = "forecast.sha256"  # in the target's folder: of the forecast that it was begun with
 STAGES = ("ladder", "forecast", "target")
@@ -65,7 +66,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     # --- The small runs.
     path = workdir / "forecast.json"
     forced = [] if path.exists() else _foreign(plan.runs, workdir / "runs", forecast.code_digest(), facts, force)
-    results = pool.train_all(plan.runs, workdir / "runs", where, job.say)
+    results = pool.train_all(plan.runs, workdir / "runs", where, train, job.say)
     files.replace(workdir / "ladder.json", json.dumps([_row(r) for r in results], indent=1) + "\n")
     solved = _solved(results, workdir / "runs", problems, config.ladder)
     if until == "ladder":
@@ -88,7 +89,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     since = _changed_since(document, facts, force) if left else []
     sealed = workdir / "target" / SEAL
     files.replace(sealed, document["sha256"] + "\n")
-    done = pool.train_all(plan.targets, workdir / "target", [pool.Place({}, ())], job.say)
+    done = pool.train_all(plan.targets, workdir / "target", [pool.Place({}, ())], train, job.say)
     losses = [r.loss for r in done if r.ended]
     if not losses:
         raise UserError(f"the target came to no loss: {[r.reason for r in done]}; the forecast stands in {path}")
@@ -145,7 +146,6 @@ def register(
         raise UserError("; ".join(without.values()))
     return forecast.seal(
         {
-            "format": forecast.FORMAT,
             "registered": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "unit": "held-out nats per token",
             "units": dataclasses.asdict(units),

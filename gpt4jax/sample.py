@@ -127,7 +127,7 @@ def chat(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
                 continue
         print("", flush=True)
         if stop.received is not None and stop.received.name == "SIGTERM":
-            return job.TERMINATED
+            return signals.TERMINATED
         messages = [*turn, chats.Message(role="assistant", content=answer)]
         answered += 1
     return 0
@@ -185,7 +185,7 @@ def _write(events, stop: signals.StopRequest) -> str:
 def _status(stop: signals.StopRequest) -> int:
     if stop.received is None:
         return 0
-    return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
+    return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
 
 
 def _load(flags: argparse.Namespace):

@@ -3,6 +3,9 @@
 import signal
 from types import FrameType
 
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+TERMINATED = 143  # ... for SIGTERM
+
 
 class StopRequest:
     """While entered, SIGTERM and Ctrl-C are noted in `received`; with `insist`, a second Ctrl-C interrupts at once."""

@@ -125,7 +125,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     # --- The end: a short sample and a summary.
     if stop.received is not None and not loop.finished:
         job.say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
-        return job.INTERRUPTED if stop.received.name == "SIGINT" else job.TERMINATED
+        return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
     if config.eval.sample_prompt and jax.process_count() == 1:
         print(report.sample(model_config, state.params, data.tokenizer, config), flush=True)
     print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - began, workdir))

@@ -14,10 +14,11 @@ import gpt4jax
 from gpt4jax.data import RandomAccess, grammar
 from gpt4jax.data.loader import evaluated
 from gpt4jax.errors import UserError
-from gpt4jax.scaling import laws
+from gpt4jax.scaling import backtest, laws
 from gpt4jax.scaling.ladder import Run
 
-FORMAT = 1
+CANDIDATES = {"a C^b + c": True, "a C^b": False}  # with c? The report's law first
+BACKTEST_RATIO = 10.0
 # What a training run executes; the rest may change between a ladder and its target.
 _TRAINING_CODE = ("train.py", "config.py", "data", "model", "parallel", "training")
 
@@ -114,24 +115,28 @@ def usable(results: Sequence[Result], most_compute: float) -> tuple[list[Result]
 def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> dict[str, Any]:
     """The forecast of the target's loss by a power law through the runs of at most 1/ratio of its compute.
 
+    Which law, with c or without, is chosen by how well each forecasts the largest of these runs from the smaller ones.
+
     Raises:
         UserError: too few runs, or losses that do not fall.
     """
     used, left_out = usable(results, target.compute / ratio)
+    if not used:
+        raise UserError(f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {left_out}")
+    choice, tested = choose(used)
     try:
-        law = laws.fit(*_columns(used)) if used else None
+        law = laws.fit(*_columns(used), irreducible=CANDIDATES[choice])
     except ValueError as error:
         raise UserError(f"no law from the runs of at most 1/{ratio:g} of the target's compute: {error}") from error
-    if law is None:
-        raise UserError(f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {left_out}")
     out: dict[str, Any] = {
         "ratio": ratio,
         "actual_ratio": target.compute / max(r.run.compute for r in used),
         "loss": law.predict(target.compute),
+        "choice": choice,
         "law": law.to_dict(),
         "runs": [r.run.name for r in used],
         "left_out": left_out,
-        "backtest": backtest(used),
+        "backtest": tested,
     }
     try:
         for kind in ("mean", "run"):
@@ -141,23 +146,33 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
     return out
 
 
-def backtest(used: Sequence[Result]) -> list[dict[str, float]]:
-    """What the same fit, without the ladder's largest levels, would have forecast for them."""
-    compute, loss = _columns(used)
-    rows = []
-    levels = np.unique(compute)
-    for held in levels[4:][::-1]:  # three parameters: four levels or more below it
-        below = compute < held
-        try:
-            forecast = laws.fit(compute[below], loss[below]).predict(held)
-        except ValueError:
-            continue
-        observed = float(loss[compute == held].mean())
-        rows.append(
-            {"compute": float(held), "ratio": float(held / compute[below].max()), "forecast": forecast,
-             "observed": observed, "error": forecast / observed - 1}
-        )  # fmt: skip
-    return rows
+def choose(used: Sequence[Result]) -> tuple[str, list[dict[str, Any]]]:
+    """The law among `CANDIDATES` that forecasts the ladder's largest levels best, and each one's errors.
+
+    Each level is forecast from those of at most a tenth of its compute, or where there are none, a third, and so on
+    (`backtest.choose`). A ladder too short to tell gets the report's law, with c.
+    """
+    runs = backtest.Runs(
+        *(np.array([float(value) for value in column]) for column in zip(*map(_row, used), strict=True))
+    )
+    laws_by_name = {name: backtest.power_law(irreducible=with_c) for name, with_c in CANDIDATES.items()}
+    top = np.unique(runs.compute)[-2:]
+    largest = int((runs.compute >= top[0]).sum())
+    try:
+        choice = backtest.choose(runs, laws_by_name, BACKTEST_RATIO, largest)
+    except ValueError:
+        choice = next(iter(CANDIDATES))
+    tested = []
+    for name, candidate in laws_by_name.items():
+        errors = backtest.errors(runs, candidate, BACKTEST_RATIO, largest)
+        known = errors[np.isfinite(errors)]
+        if len(known):
+            tested.append({"law": name, "ratio": BACKTEST_RATIO, "errors": known.tolist()})
+    return choice, tested
+
+
+def _row(result: Result) -> tuple[float, float, float, float]:
+    return result.run.num_params, result.run.num_tokens, result.loss, result.run.compute
 
 
 def _columns(used: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
@@ -234,6 +249,9 @@ def describe(document: Mapping[str, Any], units: Units) -> str:
         if (least := document["least_loss"]) is not None:
             lines.append(f"  c = {law['c']:.4f}, and the truth is {least:.4f} ({law['c'] / least - 1:+.2%})")
         lines += [f"  {warning}" for warning in law["warnings"]]
+        for test in forecast["backtest"]:
+            mean = sum(map(abs, test["errors"])) / len(test["errors"])
+            lines.append(f"  inside the ladder, {test['ratio']:g}x ahead, {test['law']} errs by {mean:.2%}")
         odd = {name: why for name, why in forecast["left_out"].items() if "more than" not in why}
         lines += [f"  left out {name}: {why}" for name, why in odd.items()]
     lines += [f"no forecast: {why}" for why in document["without_forecast"].values()]

@@ -36,6 +36,7 @@ def default() -> ml_collections.ConfigDict:
     r.min_layers = 2  # of the smaller
     r.base_tokens = 2e6  # the training length at which batch_size and learning_rate are as the config has them
     r.batch_exponent = 0.5  # rows of a step grow as tokens to this power
+    r.rows_multiple = 1  # of which rows of a step are multiples: devices that share a batch
     r.rate_exponent = 0.0  # the learning rate falls as tokens to this power
     r.warmup_fraction = 0.05  # of the steps
     r.curve_points = 8  # evaluations of each run, for loss curves; the last one is the run's loss
@@ -101,10 +102,14 @@ def _plan(config: Any) -> Ladder:
         shapes[shape.embed_dim, shape.num_layers] = shape
     if len(shapes) < 2:
         raise UserError(f"the ladder has one compute level, {r.min_compute:.2g} to {r.max_compute:.2g} FLOPs: widen it")
-    runs = [_run(config, shape, seed) for shape in shapes.values() for seed in range(r.seeds)]
+    # Every run has a seed of its own, and so its own order of tokens: their noise is independent.
+    runs = [
+        _run(config, shape, level * r.seeds + seed)
+        for level, shape in enumerate(shapes.values())
+        for seed in range(r.seeds)
+    ]
     goal = _shape(config, r.target_compute, math.inf)
-    # Other seeds than the ladder's: the target's tokens are in another order than any small run's.
-    targets = [_run(config, goal, r.seeds + seed, "target") for seed in range(r.target_seeds)]
+    targets = [_run(config, goal, len(runs) + seed, "target") for seed in range(r.target_seeds)]
     largest = max(run.compute for run in runs)
     if largest > targets[0].compute / min(r.ratios):
         raise UserError(
@@ -120,7 +125,16 @@ def _check(r: Any) -> None:
             f"ladder: {r.levels} levels from {r.min_compute:g} to {r.max_compute:g} FLOPs are one compute level; a law "
             "needs several (four or more for intervals)"
         )
-    for name in ("seeds", "target_seeds", "min_layers", "curve_points", "sample_budget", "successes", "buckets"):
+    for name in (
+        "seeds",
+        "target_seeds",
+        "min_layers",
+        "rows_multiple",
+        "curve_points",
+        "sample_budget",
+        "successes",
+        "buckets",
+    ):
         if r[name] < 1:
             raise UserError(f"ladder.{name} is {r[name]}; it must be at least 1")
     for name in ("tokens_per_parameter", "width_per_layer", "base_tokens", "target_compute"):
@@ -169,16 +183,19 @@ def _run(config: Any, shape: Config, seed: int, kind: str = "run") -> Run:
     r = config.ladder
     tokens = multiplied(shape) * r.tokens_per_parameter
     growth = tokens / r.base_tokens
-    rows = max(1, round(config.batch_size * growth**r.batch_exponent))
+    ideal = config.batch_size * growth**r.batch_exponent
+    rows = r.rows_multiple * max(1, round(ideal / r.rows_multiple))
     steps = max(1, round(tokens / (rows * config.data.seq_len)))
     one = copy.deepcopy(config).unlock()
     del one.ladder
     one.seed, one.batch_size, one.num_steps = config.seed + seed, rows, steps
     with one.ignore_type():
         one.model.update({f.name: getattr(shape, f.name) for f in dataclasses.fields(shape)})
-    one.optimizer.learning_rate = config.optimizer.learning_rate * growth**-r.rate_exponent
+    # Adam's rate goes as the root of the batch (Malladi et al. 2022), here of what rounding makes of it.
+    one.optimizer.learning_rate = config.optimizer.learning_rate * growth**-r.rate_exponent * math.sqrt(rows / ideal)
     one.optimizer.warmup_steps = round(r.warmup_fraction * steps)
     one.eval.eval_every_steps = max(1, steps // r.curve_points)
+    one.eval.log_every_steps = max(1, steps // 100) if config.eval.log_every_steps else 0
     one.eval.sample_prompt = ""
     tokens = steps * rows * config.data.seq_len
     compute = tokens * flops_per_token(shape, config.data.seq_len)["train"]

@@ -13,16 +13,19 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
-from gpt4jax import job
 from gpt4jax.errors import UserError
 from gpt4jax.scaling.forecast import Result, code_digest
 from gpt4jax.scaling.ladder import Run
+from gpt4jax.signals import INTERRUPTED, TERMINATED
 from gpt4jax.training import checkpoint, metrics
 
 LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and the digest of the code at each start
 FAILED = "failed.txt"  # in it: why it came to no loss
 MAY_CHANGE = ("checkpoint", "mesh", "data.cache_dir", "data.prefetch")  # what a run's result does not depend on
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
+
+
+Train = Callable[[Any, pathlib.Path], int]
 
 
 class Place(NamedTuple):
@@ -70,13 +73,18 @@ def result(run: Run, folder: pathlib.Path) -> Result | None:
     last = run.config.num_steps
     if not lines or lines[-1]["step"] != last or last not in checkpoint.saved_steps(folder / run.name):
         return None
-    return Result(run, lines[-1]["eval/heldout/loss"])
+    first, loss = lines[0]["eval/heldout/loss"], lines[-1]["eval/heldout/loss"]
+    if len(lines) > 1 and loss > first:
+        return Result(run, math.nan, f"its loss rose from {first:.4f} to {loss:.4f}")
+    return Result(run, loss)
 
 
 def train_all(
-    runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place], say: Callable[[str], None]
+    runs: Sequence[Run], folder: pathlib.Path, where: Sequence[Place], train: Train, say: Callable[[str], None]
 ) -> list[Result]:
     """Trains the runs that have not ended, the dearest first; a run that diverges is a result without a loss.
+
+    `train(config, workdir)` is the job, a function of a module (`gpt4jax.train.train`), as each worker imports it.
 
     Raises:
         UserError: what is wrong with the config or the data, or a worker that died.
@@ -86,8 +94,8 @@ def train_all(
     left = sorted((run for run in runs if results[run.name] is None), key=lambda run: -run.compute)
     if left:
         with _Workers(where, len(left)) as workers:
-            for number, (run, status) in enumerate(workers.train(left, folder), 1):
-                if status in (job.INTERRUPTED, job.TERMINATED):
+            for number, (run, status) in enumerate(workers.train(left, folder, train), 1):
+                if status in (INTERRUPTED, TERMINATED):
                     raise KeyboardInterrupt
                 results[run.name] = found = result(run, folder)
                 if found is None:
@@ -111,11 +119,11 @@ class _Workers:
         self._others = set(multiprocessing.active_children())  # a notebook's own, say
         self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, (queue, self._stop))
 
-    def train(self, runs: Sequence[Run], folder: pathlib.Path) -> Iterator[tuple[Run, int | str]]:
+    def train(self, runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterator[tuple[Run, int | str]]:
         """Each run with the status it ended with, as they end."""
         code = code_digest()
         submit = self._pool.submit
-        futures = {submit(_train, run.config.to_dict(), folder / run.name, code): run for run in runs}
+        futures = {submit(_train, train, run.config.to_dict(), folder / run.name, code): run for run in runs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -167,7 +175,7 @@ _stopped: list[Any] = []  # in a worker: the event that says that no run shall b
 
 
 def _settle(queue, stop) -> None:
-    """Takes a place, before this worker has loaded JAX."""
+    """Takes a place, before this worker's JAX looks for devices."""
     for number in (signal.SIGTERM, signal.SIGINT):  # between runs: a worker that died with the queue would block all
         signal.signal(number, signal.SIG_IGN)
     _stopped.append(stop)
@@ -177,22 +185,20 @@ def _settle(queue, stop) -> None:
         os.sched_setaffinity(0, place.cores)
 
 
-def _train(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
+def _train(train: Train, fields: dict, workdir: pathlib.Path, code: str) -> int | str:
     """Runs one training with its words in a file; the exit status, or what was wrong."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
-        return job.TERMINATED if _stopped[0].is_set() else _run(fields, workdir, code)
+        return TERMINATED if _stopped[0].is_set() else _run(train, fields, workdir, code)
     except KeyboardInterrupt:  # before the first step; from then on the run takes signals itself, and saves
-        return job.TERMINATED
+        return TERMINATED
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
 
-def _run(fields: dict, workdir: pathlib.Path, code: str) -> int | str:
-    from gpt4jax.train import train
-
+def _run(train: Train, fields: dict, workdir: pathlib.Path, code: str) -> int | str:
     config = configuration.from_dict(fields)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir.parent / f"{workdir.name}.{CODE}").open("a") as digests:

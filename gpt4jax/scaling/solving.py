@@ -24,7 +24,9 @@ def solve(
     outcomes: Outcomes | None = None,
     keep: Callable[[Outcomes], None] = lambda outcomes: None,
 ) -> Outcomes:
-    """Samples each problem in doubling rounds until it was solved `successes` times or `budget` samples are drawn.
+    """Samples each problem in doubling rounds until both halves of its draws hold `successes`, or `budget` is drawn.
+
+    The halves are every other draw: one ranks the problems, one measures them (`forecast`).
 
     Args:
         problems: what to solve.
@@ -36,7 +38,8 @@ def solve(
     """
     outcomes = [list(row) for row in outcomes] if outcomes is not None else [[] for _ in problems]
     while True:
-        drawn, solved = [len(row) for row in outcomes], [sum(row) for row in outcomes]
+        drawn = [len(row) for row in outcomes]
+        solved = [min(sum(row[0::2]), sum(row[1::2])) for row in outcomes]
         more = capability.next_samples(drawn, solved, budget, successes=successes)
         wanted = [(p, drawn[p] + i) for p in range(len(problems)) for i in range(int(more[p]))]
         if not wanted:
@@ -82,18 +85,12 @@ def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
     engines: list[Any] = []
 
     def sample(wanted: Sequence[tuple[int, int]]) -> list[str]:
-        import argparse
-
-        from gpt4jax import job
-        from gpt4jax.inference.engine import Engine
         from gpt4jax.inference.request import Request
 
         if not engines:
-            loaded = job.load_model(argparse.Namespace(weights=None, workdir=workdir))
-            engines.append(Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=256))
-            engines.append(loaded.tokenizer)
-        engine, tokenizer = engines
-        prompts = [tokenizer.prompt(problem.prompt) for problem in problems]
+            engines.append(_engine(workdir))
+        (engine,) = engines
+        prompts = [engine.tokenizer.prompt(problem.prompt) for problem in problems]
         longest = engine.max_len - max(map(len, prompts))
         requests = [Request(prompts[p], min(code_tasks.MAX_BYTES, longest), seed=seed) for p, seed in wanted]
         return [result.text for result in engine.generate(requests)]
@@ -101,13 +98,30 @@ def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
     return sample
 
 
+def _engine(workdir: pathlib.Path):
+    from gpt4jax import config as configuration
+    from gpt4jax.data import tokenizer
+    from gpt4jax.inference.engine import Engine
+    from gpt4jax.training import checkpoint
+
+    config = configuration.from_json(workdir / "config.json")
+    model_config = configuration.model_config(config)
+    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
+    step, params = checkpoint.load_params(workdir, model_config, lambda line: None)
+    if step != config.num_steps:
+        raise UserError(f"{workdir} has no sound checkpoint of its last step, {config.num_steps}, but of {step}")
+    return Engine(model_config, params, tokenizer=tok, rows=256)
+
+
 def forecast(
     compute: Sequence[float], outcomes: Sequence[Outcomes], names: Sequence[str], target_compute: float, options: Any
 ) -> dict[str, Any]:
     """The target's -E[log pass rate] by difficulty bucket, from the models below it (the report's section 3.2).
 
-    Buckets are formed from the smaller half of the models; a problem that some model did not solve `successes` times
-    within its budget is left out, by name. A bucket without a law says why.
+    Buckets are formed from the smaller half of the models, all problems but the hardest; in each, a problem that some
+    model did not solve `successes` times within its budget is left out, by name. Difficulty and pass rate are
+    estimated from draws apart: problems that are called easy by luck would else look easier than they are. A bucket
+    without a law says why.
 
     Args:
         compute: FLOPs of each model, at most the target's over the ratio.
@@ -117,24 +131,33 @@ def forecast(
         options: the config group `ladder`.
 
     Raises:
-        UserError: fewer problems than buckets are solved by every model.
+        UserError: fewer problems than buckets, or none that every model solves.
     """
-    estimates_mp = np.stack([neg_log_pass_rates(one, options.successes) for one in outcomes])
-    kept = np.flatnonzero(np.isfinite(estimates_mp).all(axis=0))
+    ranking_mp, estimates_mp = (
+        np.stack([neg_log_pass_rates(part(one), options.successes) for one in outcomes]) for part in (_first, _second)
+    )
     order = np.argsort(compute, kind="stable")
-    smaller = order[: max(1, len(order) // 2)]
-    excluded = round(options.excluded_problems * len(kept))
-    if len(kept) - excluded < options.buckets:
+    smaller = ranking_mp[order[: max(1, len(order) // 2)]]
+    excluded = round(options.excluded_problems * len(names))
+    try:
+        hardness = np.where(np.isfinite(smaller), smaller, _NEVER)
+        buckets = capability.difficulty_buckets(hardness, options.buckets, excluded)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    solved = np.isfinite(estimates_mp).all(axis=0)
+    if not solved.any():
         raise UserError(
-            f"{len(kept)} of {len(names)} problems are solved {options.successes} times in {options.sample_budget} "
-            f"samples by every model, too few for {options.buckets} buckets: a larger budget, or larger models"
+            f"no problem of {len(names)} is solved {options.successes} times in {options.sample_budget // 2} samples "
+            "by every model: a larger ladder.sample_budget, or larger models"
         )
-    buckets = capability.difficulty_buckets(estimates_mp[np.ix_(smaller, kept)], options.buckets, excluded)
     rows = []
     for bucket in buckets.buckets:
-        chosen = kept[list(bucket)]
-        row: dict[str, Any] = {"problems": [names[p] for p in chosen]}
-        row["mean_neg_log"] = estimates_mp[:, chosen].mean(axis=1).tolist()
+        chosen = [p for p in bucket if solved[p]]
+        row: dict[str, Any] = {
+            "problems": [names[p] for p in chosen],
+            "dropped": [names[p] for p in bucket if not solved[p]],
+        }
+        row["mean_neg_log"] = estimates_mp[:, chosen].mean(axis=1).tolist() if chosen else []
         try:
             law = capability.fit(compute, estimates_mp[:, chosen])
             row |= {"alpha": law.alpha, "k": law.k, "forecast": law.predict(target_compute)}
@@ -142,9 +165,18 @@ def forecast(
         except ValueError as error:
             row["no_forecast"] = str(error)
         rows.append(row)
-    dropped = [name for p, name in enumerate(names) if p not in set(kept.tolist())]
-    return {"compute": list(compute), "buckets": rows, "dropped": dropped,
-            "excluded": [names[kept[p]] for p in buckets.excluded]}  # fmt: skip
+    return {"compute": list(compute), "buckets": rows, "excluded": [names[p] for p in buckets.excluded]}
+
+
+_NEVER = 1e6  # the difficulty of a problem that was never solved: beyond every estimate
+
+
+def _first(outcomes: Outcomes) -> Outcomes:
+    return [row[0::2] for row in outcomes]
+
+
+def _second(outcomes: Outcomes) -> Outcomes:
+    return [row[1::2] for row in outcomes]
 
 
 def compare(registered: dict[str, Any], names: Sequence[str], outcomes: Sequence[Outcomes], options: Any) -> list[dict]:
@@ -155,7 +187,7 @@ def compare(registered: dict[str, Any], names: Sequence[str], outcomes: Sequence
         chosen = [index[name] for name in bucket["problems"]]
         observed = []
         for one in outcomes:
-            estimates = neg_log_pass_rates([one[p] for p in chosen], options.successes)
+            estimates = neg_log_pass_rates(_second([one[p] for p in chosen]), options.successes)
             observed.append(float(estimates.mean()) if np.isfinite(estimates).all() else None)
         rows.append({"forecast": bucket.get("forecast"), "interval": bucket.get("interval"), "observed": observed})
     return rows
