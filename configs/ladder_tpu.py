@@ -25,7 +25,7 @@ def get_config():
     c.mesh.update(data=1, fsdp=-1)
     c.eval.update(num_rows=512, batch_size=64)
     c.ladder.update(
-        target_compute=1e21, min_compute=1e17, max_compute=9e18, levels=6, ratios=(100.0, 1000.0), seeds=2,
+        target_compute=1e21, min_compute=2e16, max_compute=9e18, levels=8, ratios=(100.0, 1000.0), seeds=2,
         target_seeds=1, grow="num_heads", width_per_layer=64.0, min_layers=4, base_tokens=2e9, batch_exponent=0.5,
         rate_exponent=0.2,
     )  # fmt: skip

@@ -55,9 +55,7 @@ def main(argv: Sequence[str]) -> int:
         )
         report[name] = measure(engine, loaded.tokenizer, items)
         found = report[name]
-        print(
-            f"{name}: accuracy {found['accuracy']:.3f} ± {found['standard_error']:.3f}; always Y {found['always_yes']:.3f}"
-        )
+        print(f"{name}: accuracy {found['accuracy']:.3f} ± {found['standard_error']:.3f}")
     files.replace(
         out / "inverse.json", json.dumps({"items": flags.items, "shots": flags.shots, "models": report}) + "\n"
     )

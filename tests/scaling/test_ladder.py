@@ -8,6 +8,7 @@ from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
 from gpt4jax.model.flops import flops_per_token
 from gpt4jax.scaling import ladder
+from tests.runs import ROOT
 
 
 def config(**changes):
@@ -36,23 +37,40 @@ def test_every_run_has_what_its_level_asks_for():
         assert run.num_tokens == run.config.num_steps * run.config.batch_size * 256
         assert run.num_tokens == pytest.approx(20 * run.num_params, rel=0.02)
         assert run.compute == run.num_tokens * flops_per_token(shape, 256)["train"]
-        assert run.config.batch_size == max(1, round(2 * math.sqrt(20 * run.num_params / 1e6)))
-        assert run.config.optimizer.learning_rate == config().optimizer.learning_rate
+        ideal = 2 * math.sqrt(20 * run.num_params / 1e6)
+        assert run.config.batch_size == max(1, round(ideal))
+        rate = config().optimizer.learning_rate * math.sqrt(run.config.batch_size / ideal)
+        assert run.config.optimizer.learning_rate == pytest.approx(rate)
         assert "ladder" not in run.config
     assert max(computes) <= plan.targets[0].compute / 100
     assert abs(math.log(plan.targets[0].compute / 3e13)) < 0.3
-    seeds = [{run.seed for run in runs} for runs in (plan.runs, plan.targets)]
-    assert seeds == [{0, 1}, {2, 3}]
+    assert len({run.seed for run in (*plan.runs, *plan.targets)}) == len(plan.runs) + 2  # noise is independent
     assert len({run.name for run in (*plan.runs, *plan.targets)}) == len(plan.runs) + 2
 
 
 def test_the_learning_rate_follows_the_horizon():
     plan = ladder.plan(config(rate_exponent=0.3))
     first, last = plan.runs[0], plan.targets[0]
-    expected = (last.num_tokens / first.num_tokens) ** -0.3
-    assert last.config.optimizer.learning_rate / first.config.optimizer.learning_rate == pytest.approx(
-        expected, rel=0.02
-    )
+    rates = [run.config.optimizer.learning_rate / math.sqrt(run.config.batch_size) for run in (first, last)]
+    # the ideal batch grows by the power 0.5, whose root the rate is divided by
+    assert rates[1] / rates[0] == pytest.approx((last.num_tokens / first.num_tokens) ** (-0.3 - 0.25), rel=0.02)
+
+
+def test_rows_are_multiples_of_what_devices_share():
+    plan = ladder.plan(config(rows_multiple=4))
+    assert all(run.config.batch_size % 4 == 0 for run in (*plan.runs, *plan.targets))
+
+
+@pytest.mark.parametrize("name", ["ladder_cpu", "ladder_gpu", "ladder_tpu"])
+def test_the_ladders_of_configs_have_levels_enough_for_intervals(name):
+    own = configuration.load(str(ROOT / "configs" / f"{name}.py"), (), ladder.default)
+    plan = ladder.plan(own)
+    target = plan.targets[0].compute
+    for ratio in own.ladder.ratios:
+        assert len({run.compute for run in plan.runs if run.compute <= target / ratio}) >= 4, ratio
+    for run in (*plan.runs, *plan.targets):  # rounding a batch changes it by a quarter at most
+        ideal = own.batch_size * (run.num_tokens / own.ladder.base_tokens) ** own.ladder.batch_exponent
+        assert 0.75 < run.config.batch_size / ideal < 1.34, run.name
 
 
 def test_more_heads_instead_of_wider_ones():
