@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from gpt4jax import files
 from gpt4jax.errors import UserError
-from gpt4jax.signals import INTERRUPTED
+from gpt4jax.signals import INTERRUPTED, TERMINATED, Terminated
 
 BROKEN_PIPE = 141  # ... for a reader that has gone
 _OF_THE_USER = {  # no space, no permission, no such kind of path
@@ -119,9 +119,9 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
             raise
         say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("interrupted; nothing that was saved is lost")
-        status = INTERRUPTED
+        status = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     if sys.stdout is not None:
         sys.stdout.flush()
     sys.exit(status)

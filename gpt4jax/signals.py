@@ -7,6 +7,10 @@ INTERRUPTED = 130  # the shell's status for Ctrl-C
 TERMINATED = 143  # ... for SIGTERM
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where it is raised as Ctrl-C is."""
+
+
 class StopRequest:
     """While entered, SIGTERM and Ctrl-C are noted in `received`; with `insist`, a second Ctrl-C interrupts at once."""
 

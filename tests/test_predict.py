@@ -240,7 +240,7 @@ def test_a_stopped_ladder_resumes_and_leaves_no_process(place, tmp_path):
         time.sleep(0.05)
     job.terminate()
     _, words = job.communicate(timeout=60)
-    assert job.returncode == 130 and "Traceback" not in words, words
+    assert job.returncode == 143 and "Traceback" not in words, words
     until = time.monotonic() + 20
     while _alive(job.pid):  # multiprocessing's own helper ends a moment later
         assert time.monotonic() < until, "a process is left"

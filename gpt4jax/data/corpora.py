@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from gpt4jax import files
-from gpt4jax.data import code_tasks, grammar, is_utf8, packages
+from gpt4jax.data import code_tasks, grammar, is_utf8, packages, restricted_python
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -113,9 +113,12 @@ def _packages(cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
 def _generated(kind: str, megabytes: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     if not (megabytes.isascii() and megabytes.isdecimal() and int(megabytes)):
         raise UserError(f"data.dataset {kind}:{megabytes}: say how many megabytes to train on, such as {kind}:100")
-    source, builder_class = _GENERATED[kind]
-    text = inspect.getsource(source)
-    return _built(builder_class, megabytes, hashlib.sha256(f"{text}\n{megabytes}".encode()).hexdigest(), cache_dir)
+    modules, builder_class, sample = _GENERATED[kind]
+    digest = hashlib.sha256(megabytes.encode())
+    # The code that generates, and what it does: another NumPy may draw otherwise.
+    for text in (*map(inspect.getsource, modules), *sample()):
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return _built(builder_class, megabytes, digest.hexdigest(), cache_dir)
 
 
 def _built(
@@ -267,7 +270,10 @@ class CodeTasks(_TextBuilder):
             yield i, {"key": str(i), "text": text}
 
 
-_GENERATED = {"grammar": (grammar, Grammar), "code_tasks": (code_tasks, CodeTasks)}
+_GENERATED = {  # the modules that write the text, its builder, and a small sample of it
+    "grammar": ((grammar,), Grammar, lambda: grammar.documents(grammar.language(), 0, 10_000)),
+    "code_tasks": ((code_tasks, restricted_python), CodeTasks, lambda: code_tasks.documents(0, 100)),
+}
 
 
 class UserText(_TextBuilder):

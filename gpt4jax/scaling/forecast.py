@@ -115,7 +115,8 @@ def usable(results: Sequence[Result], most_compute: float) -> tuple[list[Result]
 def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> dict[str, Any]:
     """The forecast of the target's loss by a power law through the runs of at most 1/ratio of its compute.
 
-    Which law, with c or without, is chosen by how well each forecasts the largest of these runs from the smaller ones.
+    Which law, with c or without, is chosen by how well each forecasts the largest of these runs from the smaller ones;
+    what the other one says is kept beside it.
 
     Raises:
         UserError: too few runs, or losses that do not fall.
@@ -125,54 +126,43 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
         raise UserError(f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {left_out}")
     choice, tested = choose(used)
     try:
-        law = laws.fit(*_columns(used), irreducible=CANDIDATES[choice])
+        fitted = {name: laws.fit(*_columns(used), irreducible=with_c) for name, with_c in CANDIDATES.items()}
     except ValueError as error:
         raise UserError(f"no law from the runs of at most 1/{ratio:g} of the target's compute: {error}") from error
+    law = fitted[choice]
     out: dict[str, Any] = {
         "ratio": ratio,
         "actual_ratio": target.compute / max(r.run.compute for r in used),
         "loss": law.predict(target.compute),
         "choice": choice,
         "law": law.to_dict(),
+        "by_law": {name: {"loss": one.predict(target.compute), "c": one.c} for name, one in fitted.items()},
+        "backtest": tested,
         "runs": [r.run.name for r in used],
         "left_out": left_out,
-        "backtest": tested,
     }
     try:
         for kind in ("mean", "run"):
-            out[f"interval_{kind}"] = list(law.interval(target.compute, level, kind=kind))
+            out[f"interval_{kind}"] = law.interval(target.compute, kind=kind, level=level)
     except ValueError as error:
         out["no_interval"] = str(error)
     return out
 
 
-def choose(used: Sequence[Result]) -> tuple[str, list[dict[str, Any]]]:
-    """The law among `CANDIDATES` that forecasts the ladder's largest levels best, and each one's errors.
+def choose(used: Sequence[Result]) -> tuple[str, dict[str, Any]]:
+    """The law among `CANDIDATES` that forecasts the ladder's two largest levels best, and each one's errors.
 
-    Each level is forecast from those of at most a tenth of its compute, or where there are none, a third, and so on
-    (`backtest.choose`). A ladder too short to tell gets the report's law, with c.
+    A ladder too short to tell gets the report's law, with c.
     """
-    runs = backtest.Runs(
-        *(np.array([float(value) for value in column]) for column in zip(*map(_row, used), strict=True))
-    )
-    laws_by_name = {name: backtest.power_law(irreducible=with_c) for name, with_c in CANDIDATES.items()}
+    columns = zip(*((r.run.num_params, r.run.num_tokens, r.loss, r.run.compute) for r in used), strict=True)
+    runs = backtest.Runs(*(np.array(column, np.float64) for column in columns))
     top = np.unique(runs.compute)[-2:]
-    largest = int((runs.compute >= top[0]).sum())
+    candidates = {name: backtest.power_law(irreducible=with_c) for name, with_c in CANDIDATES.items()}
     try:
-        choice = backtest.choose(runs, laws_by_name, BACKTEST_RATIO, largest)
-    except ValueError:
-        choice = next(iter(CANDIDATES))
-    tested = []
-    for name, candidate in laws_by_name.items():
-        errors = backtest.errors(runs, candidate, BACKTEST_RATIO, largest)
-        known = errors[np.isfinite(errors)]
-        if len(known):
-            tested.append({"law": name, "ratio": BACKTEST_RATIO, "errors": known.tolist()})
-    return choice, tested
-
-
-def _row(result: Result) -> tuple[float, float, float, float]:
-    return result.run.num_params, result.run.num_tokens, result.loss, result.run.compute
+        found = backtest.choose(runs, candidates, BACKTEST_RATIO, int((runs.compute >= top[0]).sum()))
+    except ValueError as error:
+        return next(iter(CANDIDATES)), {"none": str(error)}
+    return found.name, {"ratio": found.ratio, "errors": {name: e.tolist() for name, e in found.errors.items()}}
 
 
 def _columns(used: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
@@ -247,11 +237,14 @@ def describe(document: Mapping[str, Any], units: Units) -> str:
             line + f"; L(C) = {law['a']:.4g} C^{law['b']:.4g} + {law['c']:.4g} of {len(forecast['runs'])} runs"
         )
         if (least := document["least_loss"]) is not None:
-            lines.append(f"  c = {law['c']:.4f}, and the truth is {least:.4f} ({law['c'] / least - 1:+.2%})")
+            c = forecast["by_law"]["a C^b + c"]["c"]
+            lines.append(f"  c = {c:.4f}, and the truth is {least:.4f} ({c / least - 1:+.2%})")
         lines += [f"  {warning}" for warning in law["warnings"]]
-        for test in forecast["backtest"]:
-            mean = sum(map(abs, test["errors"])) / len(test["errors"])
-            lines.append(f"  inside the ladder, {test['ratio']:g}x ahead, {test['law']} errs by {mean:.2%}")
+        for name, errors in forecast["backtest"].get("errors", {}).items():
+            mean = sum(map(abs, errors)) / len(errors)
+            mark, loss = "*" if name == forecast["choice"] else " ", forecast["by_law"][name]["loss"]
+            ahead = f"{forecast['backtest']['ratio']:.3g}x ahead"
+            lines.append(f"  {mark} {name}: {loss:.4f}; inside the ladder, {ahead}, it errs by {mean:.2%}")
         odd = {name: why for name, why in forecast["left_out"].items() if "more than" not in why}
         lines += [f"  left out {name}: {why}" for name, why in odd.items()]
     lines += [f"no forecast: {why}" for why in document["without_forecast"].values()]

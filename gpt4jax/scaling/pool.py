@@ -16,7 +16,7 @@ from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
 from gpt4jax.scaling.forecast import Result, code_digest
 from gpt4jax.scaling.ladder import Run
-from gpt4jax.signals import INTERRUPTED, TERMINATED
+from gpt4jax.signals import INTERRUPTED, TERMINATED, Terminated
 from gpt4jax.training import checkpoint, metrics
 
 LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and the digest of the code at each start
@@ -96,7 +96,7 @@ def train_all(
         with _Workers(where, len(left)) as workers:
             for number, (run, status) in enumerate(workers.train(left, folder, train), 1):
                 if status in (INTERRUPTED, TERMINATED):
-                    raise KeyboardInterrupt
+                    raise Terminated if workers.asked == signal.SIGTERM else KeyboardInterrupt
                 results[run.name] = found = result(run, folder)
                 if found is None:
                     raise UserError(f"{run.name}: {status} (its words are in {folder / run.name}.{LOG})")
@@ -108,7 +108,7 @@ def train_all(
 class _Workers:
     """Processes that train runs. SIGTERM and Ctrl-C stop them at their next step, and nothing more is begun.
 
-    On leaving, for whatever reason, all of them have saved and ended.
+    On leaving, for whatever reason, all of them have saved and ended. `asked` is the signal that came, if one did.
     """
 
     def __init__(self, where: Sequence[Place], most: int):
@@ -116,6 +116,7 @@ class _Workers:
         self._stop, queue = spawn.Event(), spawn.Queue()
         for place in where:
             queue.put(place)
+        self.asked = 0
         self._others = set(multiprocessing.active_children())  # a notebook's own, say
         self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, (queue, self._stop))
 
@@ -131,17 +132,21 @@ class _Workers:
             raise UserError(f"a worker was killed (out of memory?); its run's last words are in {folder}") from error
 
     def __enter__(self) -> "_Workers":
-        self._before = {number: signal.signal(number, self._asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
-            self._asked()
+            self._end()
         self._pool.shutdown(cancel_futures=True)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _asked(self, *_: object) -> None:
+    def _signalled(self, number: int, *_: object) -> None:
+        self.asked = number
+        self._end()
+
+    def _end(self) -> None:
         self._stop.set()
         for child in set(multiprocessing.active_children()) - self._others:
             child.terminate()

@@ -36,7 +36,12 @@ def test_the_forecast_of_a_law_without_noise_is_exact():
     assert found["actual_ratio"] == pytest.approx(100) and len(found["runs"]) == 12
     low, high = found["interval_run"]
     assert low <= TRUTH * (1 + 1e-9) and high >= TRUTH * (1 - 1e-9)
-    assert [row["error"] for row in found["backtest"]] == pytest.approx([0, 0], abs=1e-4)
+    assert found["choice"] == "a C^b + c" and found["by_law"]["a C^b + c"]["loss"] == found["loss"]
+    errors = found["backtest"]["errors"]
+    assert found["backtest"]["ratio"] < 10  # six levels over two decades: four of them a tenth below the last are none
+    assert errors["a C^b + c"] == pytest.approx([0] * 2, abs=1e-4)
+    # without c the same runs' forecast is too low: steeper than the truth further on
+    assert max(errors["a C^b"]) < -1e-3 and found["by_law"]["a C^b"]["loss"] < TRUTH * 0.99
     json.dumps(found, allow_nan=False)
 
 
