@@ -52,7 +52,7 @@ def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[list[tuple[int, 
 
 
 def build(
-    documents: RandomAccess[bytes],
+    documents: Sequence[bytes],
     tokenizer: Tokenizer,
     folder: pathlib.Path,
     shard_bytes: int,
@@ -70,8 +70,7 @@ def build(
         except (ValueError, TypeError) as error:
             raise UserError(f"{summary} is damaged; remove the folder {folder}, and it is made anew") from error
     sizes, not_utf8 = [], []
-    for i in range(len(documents)):
-        text = documents[i]
+    for i, text in enumerate(documents):
         usable = is_utf8(text)
         sizes.append(len(text) if usable else 0)
         if not usable:
@@ -106,7 +105,9 @@ def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokeniz
 
 def _write_shard(documents, shard, tokenizer, folder, number):
     # Where a part's last bytes are inside one character, the next part has them, or nothing is left for it.
-    texts = [text for part in shard if (text := _part(documents[part[0]], *part[1:]))]
+    origin = shard[0][0]
+    whole = documents[origin : shard[-1][0] + 1]
+    texts = [text for i, first, last in shard if (text := _part(whole[i - origin], first, last))]
     lists = tokenizer.encode_batch([text.decode() for text in texts])
     lengths = np.array([len(ids) + 1 for ids in lists], np.int64)
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import tensorflow_datasets as tfds
 
@@ -40,18 +40,35 @@ class Corpus:
     skipped: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Documents:
+_BLOCK = 1024  # documents read at a time: a record alone costs what the block does that it is compressed with
+
+
+class Documents(Sequence[bytes]):
     """The text feature of a TFDS data source, as bytes (of UTF-8, if the set holds what it should)."""
 
-    source: Sequence[Any]
-    feature: str
+    def __init__(self, source: Any, feature: str):
+        self._source, self._feature = source, feature
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self._source)
 
-    def __getitem__(self, index: int) -> bytes:
-        text = self.source[index][self.feature]
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self._text(item) for item in self._source.__getitems__(range(len(self))[index])]
+        return self._text(self._source[index])
+
+    def __iter__(self) -> Iterator[bytes]:
+        for first in range(0, len(self), _BLOCK):
+            yield from self[first : first + _BLOCK]
+
+    def _text(self, item: dict[str, Any]) -> bytes:
+        text = item[self._feature]
         return text.encode() if isinstance(text, str) else bytes(text)
 
 

@@ -131,32 +131,35 @@ def _draw(language: Language, rng: np.random.Generator, count: int) -> list[str]
     """`count` documents, drawn side by side, a choice of each at a time."""
     class_cdf, rank_cdf = np.cumsum(language.class_p, axis=-1), np.cumsum(language.rank_p)
     type_cdf = np.cumsum(OPEN_TYPES)
+    parts: list[list[str]] = [[] for _ in range(count)]
+    document = np.arange(count)  # of those that have not ended, as is each array below
     stack = np.full((count, MAX_DEPTH + 1), TYPES)  # [depth] is the innermost bracket; [0] says there is none
     depth, words, kind = np.zeros(count, int), np.zeros(count, int), np.full(count, _START)
-    must, alive = np.ones(count, bool), np.ones(count, bool)
-    parts: list[list[str]] = [[] for _ in range(count)]
-    while alive.any():
+    must = np.ones(count, bool)
+    while count := len(document):
         coin, leave_p = rng.random(count), np.where(depth > 0, CLOSE, END)
         full = words == MAX_WORDS
-        leave = alive & ~must & (full | (coin < leave_p))
-        opens = alive & ~must & ~full & ~leave & (depth < MAX_DEPTH) & (coin < leave_p + OPEN)
-        word = alive & ~leave & ~opens
+        leave = ~must & (full | (coin < leave_p))
+        opens = ~must & ~full & ~leave & (depth < MAX_DEPTH) & (coin < leave_p + OPEN)
+        word, close = ~leave & ~opens, leave & (depth > 0)
         types = np.searchsorted(type_cdf, rng.random(count)).clip(max=TYPES - 1)
         at = np.arange(count)
         mode_cdf = class_cdf[kind, stack[at, depth]]
         class_ = (rng.random(count)[:, None] > mode_cdf).sum(axis=1).clip(max=CLASSES - 1)
         drawn = class_ * WORDS_A_CLASS + np.searchsorted(rank_cdf, rng.random(count)).clip(max=WORDS_A_CLASS - 1)
-        for i in np.flatnonzero(word):
-            parts[i].append(language.spelling[drawn[i]] + " ")
-        for i in np.flatnonzero(opens):
-            parts[i].append(OPENING[types[i]])
-        for i in np.flatnonzero(leave & (depth > 0)):
-            parts[i].append(CLOSING[stack[i, depth[i]]])
-        alive = alive & ~(leave & (depth == 0))
-        depth = depth + opens - (leave & (depth > 0))
+        for i, w in zip(document[word].tolist(), drawn[word].tolist(), strict=True):
+            parts[i].append(language.spelling[w] + " ")
+        for i, t in zip(document[opens].tolist(), types[opens].tolist(), strict=True):
+            parts[i].append(OPENING[t])
+        for i, t in zip(document[close].tolist(), stack[at, depth][close].tolist(), strict=True):
+            parts[i].append(CLOSING[t])
+        kind, words, must = np.where(word, language.kind_w[drawn], kind), words + word, (must & ~word) | opens
+        depth = depth + opens - close
         stack[at[opens], depth[opens]] = types[opens]
-        kind, words = np.where(word, language.kind_w[drawn], kind), words + word
-        must = (must & ~word) | opens
+        left = ~leave | close
+        document, stack, depth, words, kind, must = (
+            array[left] for array in (document, stack, depth, words, kind, must)
+        )
     return ["".join(part) for part in parts]
 
 

@@ -35,9 +35,8 @@ def load(
         say(f"{options.dataset}: skipped {line}")
 
     def train_texts() -> Iterator[str]:
-        documents, size = corpus.splits["train"], 0
-        for i in range(len(documents)):
-            text = documents[i]
+        size = 0
+        for text in corpus.splits["train"]:
             if is_utf8(text):
                 yield text.decode()
             size += len(text)
