@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpt4jax import files
-from gpt4jax.data import RandomAccess, is_utf8
+from gpt4jax.data import is_utf8
 from gpt4jax.data.packing import Plan, plan, row_arrays
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
