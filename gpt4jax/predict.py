@@ -78,7 +78,9 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
         document = register(config, plan, results, workdir, facts, units, forced, problems, solved)
         files.replace(path, json.dumps(document, indent=1) + "\n")
     forecast.check_seal(document, str(path))
-    print(forecast.describe(document, units), flush=True)
+    print(forecast.describe(document, units))
+    if problems:
+        print(solving.describe(document["capability"], config.ladder), flush=True)
     figures.ladder(document, results, None, units, workdir)
     if until == "forecast":
         return 0
@@ -104,7 +106,10 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     files.replace(workdir / "report.json", json.dumps(report, indent=1) + "\n")
     figures.ladder(document, results, done, units, workdir)
     figures.collapse([*results, *done], document, workdir)
-    print(forecast.verdict(report, units) + f"\nworkdir {workdir}")
+    print(forecast.verdict(report, units))
+    if problems:
+        print(solving.describe(document["capability"], config.ladder, report["capability"]))
+    print(f"workdir {workdir}")
     return 0
 
 

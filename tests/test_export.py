@@ -12,6 +12,8 @@ from gpt4jax import export, sample, weights
 from gpt4jax import train as training
 from gpt4jax.data import tokenizer
 from gpt4jax.errors import UserError
+from gpt4jax.training import checkpoint
+from tests.conftest import apply
 from tests.runs import TINY, final_state, run, write_corpus
 
 
@@ -62,6 +64,21 @@ def test_an_export_holds_the_parameters_and_the_tokenizer(home, trained, exporte
     tokens = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert names == tokens | {"model.safetensors", "config.json"}
     assert json.loads((exported / "config.json").read_text())["eos_token_id"] == own.end
+
+
+def test_a_run_under_mup_is_exported_as_plain_weights(home):
+    """Away from the base shape, where every multiplier counts, and after a step."""
+    mup = ["model.parametrization=mup", "model.base_embed_dim=16", "model.base_num_layers=1", "model.base_head_dim=4"]
+    workdir, out = home / "mup", home / "mup-export"
+    assert train(home, workdir, *mup, steps=1).returncode == 0
+    assert export.main(["--workdir", str(workdir), "--out", str(out)]) == 0
+    config = configuration.model_config(configuration.from_json(workdir / "config.json"))
+    _, params = checkpoint.load_params(workdir, config, print)
+    plain = weights.load(str(out), cache_dir=home)
+    assert config.parametrization == "mup" and plain.config.parametrization == "standard"
+    tokens = np.arange(20)[None] % 96
+    theirs = apply(config, params, tokens)
+    np.testing.assert_allclose(apply(plain.config, plain.params, tokens), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_what_the_job_says(home, trained, exported, capsys):

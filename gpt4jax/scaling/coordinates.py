@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt4jax import config as configuration
 from gpt4jax import files, job, model
+from gpt4jax.errors import UserError
 from gpt4jax.model import layers, mup, position
 from gpt4jax.model.parameters import Params
 from gpt4jax.scaling import sweep
@@ -32,7 +33,13 @@ def activations(config: model.Config, params: Params, tokens_bt: jax.Array) -> d
 
     The embedding; the last block's attention scores before the mask, and what its two branches add to the stream; the
     last hidden states; the logits.
+
+    Raises:
+        UserError: a decoder with what this check does not look at.
     """
+    plain = {"norm": "rmsnorm", "position": "rope", "use_bias": False, "qk_norm": False, "attention_soft_cap": 0.0}
+    if other := [f"model.{name}={getattr(config, name)}" for name, v in plain.items() if getattr(config, name) != v]:
+        raise UserError(f"the coordinate check knows decoders with {plain} only, not {', '.join(other)}")
     positions_bt = jnp.arange(tokens_bt.shape[1])[None]
     cos_sin = position.rope_angles(config, positions_bt)
     rows = layers.Rows(positions_bt, None, cos_sin)

@@ -39,6 +39,7 @@ def default() -> ml_collections.ConfigDict:
     r.rows_multiple = 1  # of which rows of a step are multiples: devices that share a batch
     r.rate_exponent = 0.0  # the learning rate falls as tokens to this power
     r.warmup_fraction = 0.05  # of the steps
+    r.decay_fraction = 0.2  # of the steps, where optimizer.schedule is warmup_stable_decay
     r.curve_points = 8  # evaluations of each run, for loss curves; the last one is the run's loss
     r.level = 0.9  # of the intervals
     r.problems_per_level = 0  # code tasks that every run is asked to solve; 0: none
@@ -142,8 +143,10 @@ def _check(r: Any) -> None:
             raise UserError(f"ladder.{name} is {r[name]}; it must be above 0")
     if r.grow not in ("head_dim", "num_heads"):
         raise UserError(f"ladder.grow is {r.grow!r}; it must be head_dim or num_heads")
-    if not r.ratios or min(r.ratios) < 1 or not 0 <= r.warmup_fraction < 1 or not 0 < r.level < 1:
-        raise UserError("ladder: ratios must be 1 or more, warmup_fraction in [0, 1), level in (0, 1)")
+    if not r.ratios or min(r.ratios) < 1 or not 0 < r.level < 1:
+        raise UserError("ladder: ratios must be 1 or more, level in (0, 1)")
+    if not 0 <= r.warmup_fraction < 1 or not 0 < r.decay_fraction < 1 or r.warmup_fraction + r.decay_fraction > 0.99:
+        raise UserError("ladder: warmup_fraction and decay_fraction lie in [0, 1) and leave some steps between them")
 
 
 def multiplied(shape: Config) -> int:
@@ -194,6 +197,8 @@ def _run(config: Any, shape: Config, seed: int, kind: str = "run") -> Run:
     # Adam's rate goes as the root of the batch (Malladi et al. 2022), here of what rounding makes of it.
     one.optimizer.learning_rate = config.optimizer.learning_rate * growth**-r.rate_exponent * math.sqrt(rows / ideal)
     one.optimizer.warmup_steps = round(r.warmup_fraction * steps)
+    if config.optimizer.schedule == "warmup_stable_decay":
+        one.optimizer.decay_steps = max(1, round(r.decay_fraction * steps))
     one.eval.eval_every_steps = max(1, steps // r.curve_points)
     one.eval.log_every_steps = max(1, steps // 100) if config.eval.log_every_steps else 0
     one.eval.sample_prompt = ""

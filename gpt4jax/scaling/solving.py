@@ -191,3 +191,26 @@ def compare(registered: dict[str, Any], names: Sequence[str], outcomes: Sequence
             observed.append(float(estimates.mean()) if np.isfinite(estimates).all() else None)
         rows.append({"forecast": bucket.get("forecast"), "interval": bucket.get("interval"), "observed": observed})
     return rows
+
+
+def describe(registered: Sequence[dict[str, Any]], options: Any, measured: Sequence[Sequence[dict]] = ()) -> str:
+    """Each bucket's forecast of -E[log pass rate], and what came, for a person."""
+    lines = []
+    for at, one in enumerate(registered):
+        lines.append(f"pass rates forecast from at most 1/{one['ratio']:g}, easiest bucket first, as -E[log p]:")
+        lines += [f"  no forecast: {one['no_forecast']}"] if "no_forecast" in one else []
+        for number, bucket in enumerate(one["buckets"]):
+            line = f"  {len(bucket['problems'])} problems"
+            line += f" ({len(bucket['dropped'])} more never solved by some model)" if bucket["dropped"] else ""
+            if "forecast" in bucket:
+                line += f": {bucket['forecast']:.3f}, falling as C^-{bucket['k']:.3f}"
+            if "interval" in bucket:
+                low, high = bucket["interval"]
+                line += f"; {options.level:.0%} of problems like these: {low:.3f} to {high:.3f}"
+            if "no_forecast" in bucket:
+                line += f"; no interval or forecast: {bucket['no_forecast']}"
+            if measured:
+                observed = measured[at][number]["observed"]
+                line += "; measured " + ", ".join("not solved" if one is None else f"{one:.3f}" for one in observed)
+            lines.append(line)
+    return "\n".join(lines)

@@ -133,17 +133,18 @@ class _Runs:
     """The runs so far, on disk line by line."""
 
     def __init__(self, path: pathlib.Path, config: Any):
-        head = json.dumps({"config": {k: v for k, v in config.to_dict().items() if k != "sweep"}})
+        # More sizes, rates and seeds may be asked for later; what a run is, and what its result, stays.
+        fields = {k: v for k, v in config.to_dict().items() if k != "sweep"} | {"tail": config.sweep.tail}
+        head = json.dumps({"config": fields})
         self.losses: dict[tuple, float] = {}
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a last line that a kill cut off is none
         if lines and lines[0] != head:
             raise UserError(f"{path} was begun with another config; choose another workdir")
         for line in lines[1:]:
             row = json.loads(line)
             self.losses[tuple(row["run"])] = float("nan") if row["loss"] is None else row["loss"]
+        files.replace(path, "".join(f"{line}\n" for line in lines or [head]))
         self._file = path.open("a")
-        if not lines:
-            self._file.write(head + "\n")
 
     def add(self, key: tuple, loss: float) -> None:
         """Keeps a run's result."""

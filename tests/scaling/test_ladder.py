@@ -56,6 +56,21 @@ def test_the_learning_rate_follows_the_horizon():
     assert rates[1] / rates[0] == pytest.approx((last.num_tokens / first.num_tokens) ** (-0.3 - 0.25), rel=0.02)
 
 
+def test_schedules_are_parts_of_a_run():
+    """Of warmup_stable_decay as of the cosine: every run warms up and decays over the same share of its steps."""
+    from gpt4jax.training import optimizer
+
+    own = config(decay_fraction=0.25).unlock()
+    own.optimizer.schedule = "warmup_stable_decay"
+    plan = ladder.plan(own.lock())
+    for run in (plan.runs[0], plan.targets[0]):
+        options, steps = run.config.optimizer, run.config.num_steps
+        rate = optimizer.schedule(options, steps)
+        assert float(rate(round(0.74 * steps))) == pytest.approx(options.learning_rate)
+        middle = (1 + options.final_fraction) / 2 * options.learning_rate
+        assert float(rate(round(0.875 * steps))) == pytest.approx(middle, rel=0.02)
+
+
 def test_rows_are_multiples_of_what_devices_share():
     plan = ladder.plan(config(rows_multiple=4))
     assert all(run.config.batch_size % 4 == 0 for run in (*plan.runs, *plan.targets))

@@ -91,6 +91,10 @@ def test_forecast_of_known_pass_rates(models):
     assert means == sorted(means) and sum(len(bucket["problems"]) for bucket in found["buckets"]) == len(NAMES) - 3
     json.dumps(found, allow_nan=False)
     target = solving.solve(PROBLEMS, sampler(np.exp(-difficulty * 1e4**-0.3)), 4000, 20)
+    words = solving.describe([{"ratio": 100.0, **found}], options, [solving.compare(found, NAMES, [target], options)])
+    for bucket in found["buckets"]:
+        assert f"{len(bucket['problems'])} problems: {bucket['forecast']:.3f}, falling" in words
+    assert words.count("; measured ") == len(found["buckets"])
     for row in solving.compare(found, NAMES, [target], options):
         assert row["observed"][0] == pytest.approx(row["forecast"], rel=0.4)
 

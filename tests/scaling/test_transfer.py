@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt4jax import model
+from gpt4jax.errors import UserError
 from gpt4jax.model import mup
 from gpt4jax.scaling import coordinates, sweep, transfer
 from gpt4jax.training import optimizer
@@ -96,8 +97,13 @@ def test_the_sweep_resumes(tiny, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "losses", lambda *_: pytest.fail("ran again"))
     assert transfer.main([*flags, "--workdir", str(workdir)]) == 0
     assert (workdir / "runs.jsonl").read_text() == first
-    with pytest.raises(Exception, match="begun with another config"):
-        transfer.main([*flags, "--config.batch_size=3", "--workdir", str(workdir)])
+    for change in ("batch_size=3", "sweep.tail=0.5"):
+        with pytest.raises(UserError, match="begun with another config"):
+            transfer.main([*flags, f"--config.{change}", "--workdir", str(workdir)])
+    monkeypatch.undo()  # killed while it wrote its last line: that run is made again, and comes out the same
+    (workdir / "runs.jsonl").write_text(first[:-20])
+    assert transfer.main([*flags, "--workdir", str(workdir)]) == 0
+    assert (workdir / "runs.jsonl").read_text() == first
 
 
 def test_a_sweeps_run_is_a_training_run(tiny):
