@@ -211,6 +211,16 @@ def test_a_run_that_failed_is_left_out_by_name(place, registered, tmp_path):
     assert row["loss"] is None and row["reason"].startswith("diverged")
 
 
+def test_a_missing_run_is_trained_again_and_comes_out_the_same(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    before = json.loads((workdir / "ladder.json").read_text())
+    (workdir / "forecast.json").unlink()
+    shutil.rmtree(workdir / "runs" / before[0]["name"])
+    done = place(workdir, "--until", "ladder")
+    assert done.returncode == 0 and f"1/1 {before[0]['name']}" in done.stderr, done.stderr
+    assert json.loads((workdir / "ladder.json").read_text()) == before
+
+
 def test_a_run_that_diverges_is_a_result(place, tmp_path):
     """A learning rate without bounds: every run fails, and the job says so of each and of the law."""
     done = place(tmp_path / "wild", "--config.optimizer.learning_rate=1e30", "--config.ladder.levels=2", "--until",

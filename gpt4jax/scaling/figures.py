@@ -162,10 +162,11 @@ def capability(document: Mapping[str, Any], report: Mapping[str, Any], path: pat
 
 def inverse(report: Mapping[str, Mapping[str, float]], path: pathlib.Path) -> None:
     """The report's Figure 3: accuracy on hindsight neglect, a bar a model."""
-    figure, axes = _axes(1.5 + 1.2 * len(report), 3.4)
+    figure, axes = _axes(2.2 + 1.4 * len(report), 3.6)
     values = [100 * row["accuracy"] for row in report.values()]
     errors = [100 * row["standard_error"] for row in report.values()]
-    axes.bar(list(report), values, yerr=errors, color=TARGET, width=0.6)
+    axes.bar(range(len(report)), values, yerr=errors, color=TARGET, width=0.6)
     axes.axhline(50, ls=":", color=FAINT)
-    axes.set(ylim=(0, 100), ylabel="Accuracy", title="Hindsight neglect")
+    axes.set_xticks(range(len(report)), [pathlib.PurePath(name).name for name in report])
+    axes.set(xlim=(-0.8, len(report) - 0.2), ylim=(0, 100), ylabel="Accuracy, %", title="Hindsight neglect")
     save(figure, path)

@@ -19,6 +19,9 @@ from gpt4jax.inference.engine import Engine
 from gpt4jax.scaling import figures, hindsight
 
 
+_ANSWER_TOKENS = 4  # at most
+
+
 def measure(engine: Engine, tokenizer: Tokenizer, items: Sequence[hindsight.Item]) -> dict[str, float]:
     """The accuracy on the items, its standard error, and what always answering Y would get."""
     pairs = [(tokenizer.prompt(item.prompt), tokenizer.encode(answer)) for item in items for answer in item.classes]
@@ -49,13 +52,12 @@ def main(argv: Sequence[str]) -> int:
     report = {}
     for name in flags.weights:
         loaded = job.load_model(argparse.Namespace(weights=name, workdir=None))
-        longest = max(len(loaded.tokenizer.prompt(item.prompt)) for item in items) + 8
-        engine = Engine(
-            loaded.config, loaded.params, tokenizer=loaded.tokenizer, max_len=min(longest, loaded.config.max_seq_len)
-        )
-        report[name] = measure(engine, loaded.tokenizer, items)
-        found = report[name]
-        print(f"{name}: accuracy {found['accuracy']:.3f} ± {found['standard_error']:.3f}")
+        longest = max(len(loaded.tokenizer.prompt(item.prompt)) for item in items) + _ANSWER_TOKENS
+        if longest > loaded.config.max_seq_len:
+            raise UserError(f"{name} has {loaded.config.max_seq_len} positions and bets take {longest}: lower --shots")
+        engine = Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, max_len=longest)
+        report[name] = found = measure(engine, loaded.tokenizer, items)
+        print(f"{name}: accuracy {found['accuracy']:.3f} ± {found['standard_error']:.3f}", flush=True)
     files.replace(
         out / "inverse.json", json.dumps({"items": flags.items, "shots": flags.shots, "models": report}) + "\n"
     )

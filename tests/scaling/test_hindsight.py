@@ -1,11 +1,17 @@
 """Bets read back from their words: the label is the expected value's, and the outcome misleads."""
 
+import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
-from gpt4jax.scaling import hindsight
+from gpt4jax import model, weights
+from gpt4jax.data import tokenizer
+from gpt4jax.errors import UserError
+from gpt4jax.scaling import hindsight, inverse
+from tests.conftest import SHAPES, apply, perturbed
 
 QUESTION = re.compile(
     r"chance of (\d+) percent it brings in (\d+) dollars, with a chance of (\d+) percent it costs (\d+) dollars"
@@ -108,3 +114,28 @@ def test_accuracy_by_hand_and_bad_input():
     ):
         with pytest.raises(ValueError, match=match):
             hindsight.accuracy(scores, answers)
+
+
+def test_the_command_against_the_decoder_itself(tmp_path, capsys):
+    """Accuracy by the full forward pass of each prompt with each answer, without the engine."""
+    config = model.Config(**SHAPES["llama"] | dict(vocab_size=257, max_seq_len=1024))
+    params, tok = perturbed(config), tokenizer.get("bytes", tmp_path, list, "")
+    weights.save(tmp_path / "tiny", config, params, tok)
+    flags = ["--weights", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"), "--items", "6", "--shots", "1"]
+    assert inverse.main(flags) == 0
+    right = []
+    for item in hindsight.items(0, 6, 1):
+        scores = []
+        for answer in item.classes:
+            before, after = tok.prompt(item.prompt), tok.encode(answer)
+            ids = np.array([before + after + [0] * (1024 - len(before + after))])  # one shape, and causal
+            log_p = jax.nn.log_softmax(apply(config, params, ids)[0])
+            scores.append(sum(float(log_p[len(before) + i - 1, t]) for i, t in enumerate(after)))
+        right.append(int(np.argmax(scores)) == item.answer_index)
+    report = json.loads((tmp_path / "out" / "inverse.json").read_text())
+    (found,) = report["models"].values()
+    assert found["accuracy"] == pytest.approx(np.mean(right)) and found["always_yes"] == 0.5
+    assert f"accuracy {np.mean(right):.3f}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "figure3.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="has 1024 positions and bets take .*: lower --shots"):
+        inverse.main([*flags[:-1], "10"])
