@@ -18,7 +18,6 @@ from gpt4jax.errors import UserError
 from gpt4jax.inference.engine import Engine
 from gpt4jax.scaling import figures, hindsight
 
-
 _ANSWER_TOKENS = 4  # at most
 
 
