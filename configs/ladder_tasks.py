@@ -11,7 +11,7 @@ from gpt4jax.scaling.ladder import default
 def get_config():
     """The base shape and the ladder; keys and their meaning: gpt4jax/config.py and gpt4jax/scaling/ladder.py."""
     c = default()
-    c.batch_size = 2  # at base_tokens
+    c.batch_size = 3  # at base_tokens
     c.model.update(
         vocab_size=257, num_layers=3, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=88,
         max_seq_len=256, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, tie_embeddings=False,
@@ -25,7 +25,7 @@ def get_config():
     c.eval.update(num_rows=256, batch_size=64)
     c.ladder.update(
         target_compute=1.05e14, min_compute=4e10, max_compute=1e12, levels=8, ratios=(100.0,), seeds=2,
-        target_seeds=1, min_layers=3, width_per_layer=1000.0, base_tokens=1e6, batch_exponent=0.5, rate_exponent=0.2,
+        target_seeds=1, min_layers=3, width_per_layer=1e6, base_tokens=1e6, batch_exponent=0.5, rate_exponent=0.2,
         curve_points=4, problems_per_level=25, sample_budget=512, successes=2,
     )  # fmt: skip
     return c

@@ -185,7 +185,7 @@ def test_other_code_or_data_is_refused_unless_forced(place, registered, tmp_path
     data = max((workdir / "runs").glob("*/data.json"))
     data.write_text(json.dumps(json.loads(data.read_text()) | {"fingerprint": "1" * 64}))
     done = place(workdir, "--until", "forecast")
-    words = [f"{code.name.partition('.')[0]} was trained with other code"]
+    words = [f"{code.name.partition('.')[0]} was trained with other code or versions"]
     words.append(f"{data.parent.name} was trained with another fingerprint of the data")
     assert done.returncode == 2 and all(line in done.stderr for line in words)
     done = place(workdir, "--until", "forecast", "--force")
@@ -196,6 +196,20 @@ def test_other_code_or_data_is_refused_unless_forced(place, registered, tmp_path
     (workdir / "forecast.json").write_text(json.dumps(forecast.seal(document)))
     done = place(workdir)
     assert done.returncode == 2 and "the code that trains is another" in done.stderr
+    assert place(workdir, "--force").returncode == 0
+    assert place(workdir).returncode == 0  # nothing is left to train, and what was forced is still said
+    forced = json.loads((workdir / "report.json").read_text())["forced"]
+    assert forced[:2] == words and "since the registration the code that trains is another" in forced
+
+
+def test_a_run_of_unknown_making_is_refused(place, registered, tmp_path):
+    workdir = copy_of(registered, tmp_path)
+    (workdir / "forecast.json").unlink()
+    next((workdir / "runs").glob("*.code.txt")).unlink()
+    max((workdir / "runs").glob("*/data.json")).unlink()
+    done = place(workdir, "--until", "forecast")
+    assert done.returncode == 2 and "does not say by what code it was trained" in done.stderr
+    assert "does not say what data it was trained on" in done.stderr
 
 
 def test_a_run_that_failed_is_left_out_by_name(place, registered, tmp_path):

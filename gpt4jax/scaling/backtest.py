@@ -6,7 +6,6 @@ among candidates by back-test is a candidate itself, and can be back-tested besi
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -86,27 +85,13 @@ def chosen(candidates: Mapping[str, Candidate], ratio: float, largest: int = 3) 
     """The candidate that `choose` picks from the runs it is given, fitted to all of them."""
 
     def candidate(runs: Runs) -> Forecast:
-        return candidates[choose(runs, candidates, ratio, largest).name](runs)
+        return candidates[choose(runs, candidates, ratio, largest)](runs)
 
     return candidate
 
 
-class Choice(NamedTuple):
-    """The candidate that a back-test chose, and what it was chosen by.
-
-    Attributes:
-        name: of the candidate.
-        ratio: how far ahead the test looked.
-        errors: of every candidate that can be fitted, the relative errors of the runs that all of them can forecast.
-    """
-
-    name: str
-    ratio: float
-    errors: dict[str, np.ndarray]
-
-
-def choose(runs: Runs, candidates: Mapping[str, Candidate], ratio: float, largest: int = 3) -> Choice:
-    """The candidate that best forecasts the `largest` runs from 1/ratio of their compute, by mean error.
+def choose(runs: Runs, candidates: Mapping[str, Candidate], ratio: float, largest: int = 3) -> str:
+    """The name of the candidate that best forecasts the `largest` runs from 1/ratio of their compute, by mean error.
 
     Candidates that can't be fitted to `runs` are out; of the largest runs those count that all the others can forecast.
     Where the ladder is too short for any, the ratio is divided by 3 until it isn't. The run to be forecast in the end
@@ -117,11 +102,10 @@ def choose(runs: Runs, candidates: Mapping[str, Candidate], ratio: float, larges
     """
     able = [name for name, candidate in candidates.items() if _can_fit(candidate, runs)]
     while able and ratio > 1:
-        found = np.array([errors(runs, candidates[name], ratio, largest) for name in able])
-        known = np.isfinite(found).all(0)
+        sizes = np.abs([errors(runs, candidates[name], ratio, largest) for name in able])
+        known = np.isfinite(sizes).all(0)
         if known.any():
-            best = able[int(np.argmin(np.abs(found[:, known]).mean(1)))]
-            return Choice(best, ratio, dict(zip(able, found[:, known], strict=True)))
+            return able[int(np.argmin(sizes[:, known].mean(1)))]
         ratio /= 3
     raise ValueError(
         f"None of {list(candidates)} can forecast the largest {largest} of {len(runs)} runs from the others."

@@ -5,7 +5,6 @@ After a few steps of Adam the activations inside the decoder must have changed a
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import pathlib
@@ -94,18 +93,16 @@ def main(argv: Sequence[str]) -> int:
     config = configuration.load(flags.config, overrides, sweep.default)
     workdir = files.local_folder(flags.workdir, "--workdir")
     check = config.sweep
-    base = configuration.model_config(config)
-    data = sweep.data(config, check.coordinate_steps, job.say)
+    shapes = sweep.shapes(config, [(width, config.model.num_layers) for width in check.coordinate_widths])
+    rows = sweep.load(config, job.say).rows["train"]
+    data = [sweep.batches(rows, config, check.coordinate_steps, seed) for seed in range(check.seeds)]
     options = config.optimizer.copy_and_resolve_references()
     options.update(schedule="warmup_cosine", warmup_steps=0, final_fraction=1.0)  # the full rate from the first step
-    measured: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for name in ("mup", "standard"):
-        measured[name] = {}
-        for width in check.coordinate_widths:
-            shape = mup.grow(dataclasses.replace(base, parametrization=name), width, base.num_layers, by="head_dim")
-            runs = [changes(shape, options, data, seed) for seed in range(check.seeds)]
-            measured[name][width] = {place: [run[place][-1] for run in runs] for place in PLACES}
-            job.say(f"{name} {width}: " + ", ".join(f"{p} {np.mean(v):.3g}" for p, v in measured[name][width].items()))
+    measured: dict[str, dict[int, dict[str, list[float]]]] = {"mup": {}, "standard": {}}
+    for (name, width, _), shape in shapes.items():
+        runs = [changes(shape, options, batches, seed) for seed, batches in enumerate(data)]
+        measured[name][width] = {place: [run[place][-1] for run in runs] for place in PLACES}
+        job.say(f"{name} {width}: " + ", ".join(f"{p} {np.mean(v):.3g}" for p, v in measured[name][width].items()))
     report = {
         name: {place: slope({width: places[place] for width, places in at.items()}) for place in PLACES}
         for name, at in measured.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -20,7 +21,7 @@ from gpt4jax.scaling.ladder import Run
 CANDIDATES = {"a C^b + c": True, "a C^b": False}  # with c? The report's law first
 BACKTEST_RATIO = 10.0
 # What a training run executes; the rest may change between a ladder and its target.
-_TRAINING_CODE = ("train.py", "config.py", "data", "model", "parallel", "training")
+TRAINING_CODE = ("train.py", "config.py", "data", "model", "parallel", "training")
 
 
 class Result(NamedTuple):
@@ -61,9 +62,16 @@ def units(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_rows: i
         segments = row["segment_ids"]
         tokens, num_bytes = tokens + int((segments > 0).sum()), num_bytes + int(row["bytes"].sum())
         for segment in range(1, int(segments.max()) + 1):
-            targets = row["targets"][segments == segment]
-            words += len(b"".join(tokenizer.pieces[t] for t in targets).split())
+            inside = segments == segment
+            words += _words(row["tokens"][inside][0], row["targets"][inside], tokenizer)
     return Units(tokens, num_bytes, words)
+
+
+def _words(before: int, targets: np.ndarray, tokenizer: Any) -> int:
+    """Words that begin in these tokens; where a row cuts a document, `before` may hold the beginning of the first."""
+    text = b"".join(tokenizer.pieces[t] for t in targets)
+    inside_a_word = before != tokenizer.end and not tokenizer.pieces[before][-1:].isspace() and not text[:1].isspace()
+    return len(text.split()) - (1 if inside_a_word and text else 0)
 
 
 def least_loss(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_rows: int = 0) -> float:
@@ -89,47 +97,60 @@ def least_loss(rows: RandomAccess[dict[str, np.ndarray]], tokenizer: Any, num_ro
     return nats / tokens
 
 
-def code_digest() -> str:
-    """A sha256 of the source code that a training run executes."""
+def code_digest(names: Sequence[str] = TRAINING_CODE) -> str:
+    """A sha256 of source code of this package: of what a training run executes, unless other names are given."""
     root = pathlib.Path(gpt4jax.__file__).parent
     digest = hashlib.sha256()
-    for name in _TRAINING_CODE:
+    for name in names:
         for path in [root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def usable(results: Sequence[Result], most_compute: float) -> tuple[list[Result], dict[str, str]]:
-    """The runs that a law may be fitted on, and why each of the others is left out, by name."""
-    used, left_out = [], {}
+def versions() -> dict[str, str]:
+    """Of the libraries that training runs on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "gpt4jax")}
+
+
+def provenance(code: str | None = None, libraries: Mapping[str, str] | None = None) -> str:
+    """What trains a run, in a line: the digest of the code and the versions; by default those of here and now."""
+    of = versions() if libraries is None else libraries
+    return " ".join([code or code_digest(), *(f"{name}={version}" for name, version in sorted(of.items()))])
+
+
+def usable(results: Sequence[Result], most_compute: float) -> tuple[list[Result], list[str], dict[str, str]]:
+    """The runs that a law may be fitted on, the names of those that are too large, and why others came to nothing."""
+    used, larger, failed = [], [], {}
     for result in results:
         if not result.ended:
-            left_out[result.run.name] = result.reason or f"its loss is {result.loss}"
+            failed[result.run.name] = result.reason or f"its loss is {result.loss}"
         elif result.run.compute > most_compute:
-            left_out[result.run.name] = f"its {result.run.compute:.3g} FLOPs are more than {most_compute:.3g}"
+            larger.append(result.run.name)
         else:
             used.append(result)
-    return used, left_out
+    return used, larger, failed
 
 
 def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> dict[str, Any]:
     """The forecast of the target's loss by a power law through the runs of at most 1/ratio of its compute.
 
-    Which law, with c or without, is chosen by how well each forecasts the largest of these runs from the smaller ones;
-    what the other one says is kept beside it.
+    The law has a c, unless the ladder itself speaks against it (`choose`); what both say is kept. Intervals are those
+    of the law with c, which holds the other one (c = 0): so they cover the choice.
 
     Raises:
         UserError: too few runs, or losses that do not fall.
     """
-    used, left_out = usable(results, target.compute / ratio)
+    used, larger, failed = usable(results, target.compute / ratio)
     if not used:
-        raise UserError(f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {left_out}")
-    choice, tested = choose(used)
+        raise UserError(
+            f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {failed or larger}"
+        )
     try:
         fitted = {name: laws.fit(*_columns(used), irreducible=with_c) for name, with_c in CANDIDATES.items()}
     except ValueError as error:
         raise UserError(f"no law from the runs of at most 1/{ratio:g} of the target's compute: {error}") from error
-    law = fitted[choice]
+    choice, tested = choose(used)
+    law, widest = fitted[choice], next(iter(fitted.values()))
     out: dict[str, Any] = {
         "ratio": ratio,
         "actual_ratio": target.compute / max(r.run.compute for r in used),
@@ -137,32 +158,41 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
         "choice": choice,
         "law": law.to_dict(),
         "by_law": {name: {"loss": one.predict(target.compute), "c": one.c} for name, one in fitted.items()},
+        "warnings": [f"{name}: {warning}" for name, one in fitted.items() for warning in one.warnings],
         "backtest": tested,
         "runs": [r.run.name for r in used],
-        "left_out": left_out,
+        "larger": larger,
+        "left_out": failed,
     }
     try:
         for kind in ("mean", "run"):
-            out[f"interval_{kind}"] = law.interval(target.compute, kind=kind, level=level)
+            out[f"interval_{kind}"] = widest.interval(target.compute, kind=kind, level=level)
     except ValueError as error:
         out["no_interval"] = str(error)
     return out
 
 
 def choose(used: Sequence[Result]) -> tuple[str, dict[str, Any]]:
-    """The law among `CANDIDATES` that forecasts the ladder's two largest levels best, and each one's errors.
+    """The report's law, with c, unless a C^b forecasts the ladder's two largest levels better, neither worse.
 
-    A ladder too short to tell gets the report's law, with c.
+    Each level is forecast from runs of at most a tenth of its compute; beside the choice come the errors of both laws,
+    the mean of forecast / observed - 1 over a level, the largest level first. A ladder that is too short for two such
+    levels gets the report's law.
     """
     columns = zip(*((r.run.num_params, r.run.num_tokens, r.loss, r.run.compute) for r in used), strict=True)
     runs = backtest.Runs(*(np.array(column, np.float64) for column in columns))
-    top = np.unique(runs.compute)[-2:]
-    candidates = {name: backtest.power_law(irreducible=with_c) for name, with_c in CANDIDATES.items()}
-    try:
-        found = backtest.choose(runs, candidates, BACKTEST_RATIO, int((runs.compute >= top[0]).sum()))
-    except ValueError as error:
-        return next(iter(CANDIDATES)), {"none": str(error)}
-    return found.name, {"ratio": found.ratio, "errors": {name: e.tolist() for name, e in found.errors.items()}}
+    top = np.unique(runs.compute)[-2:][::-1]
+    of_error = np.sort(runs.compute[runs.compute >= top[-1]])[::-1]
+    errors: dict[str, list[float]] = {}
+    for name, with_c in CANDIDATES.items():
+        each = backtest.errors(runs, backtest.power_law(irreducible=with_c), BACKTEST_RATIO, len(of_error))
+        means = [float(each[of_error == held].mean()) for held in top]
+        errors[name] = [error for error in means if math.isfinite(error)]
+    first, other = CANDIDATES
+    pairs = list(zip(errors[first], errors[other], strict=False))
+    gains = [abs(with_c) - abs(without) for with_c, without in pairs]
+    better = len(pairs) == 2 and min(gains) >= 0 and max(gains) > 0
+    return other if better else first, {"ratio": BACKTEST_RATIO, "errors": errors}
 
 
 def _columns(used: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
@@ -239,14 +269,12 @@ def describe(document: Mapping[str, Any], units: Units) -> str:
         if (least := document["least_loss"]) is not None:
             c = forecast["by_law"]["a C^b + c"]["c"]
             lines.append(f"  c = {c:.4f}, and the truth is {least:.4f} ({c / least - 1:+.2%})")
-        lines += [f"  {warning}" for warning in law["warnings"]]
-        for name, errors in forecast["backtest"].get("errors", {}).items():
-            mean = sum(map(abs, errors)) / len(errors)
-            mark, loss = "*" if name == forecast["choice"] else " ", forecast["by_law"][name]["loss"]
-            ahead = f"{forecast['backtest']['ratio']:.3g}x ahead"
-            lines.append(f"  {mark} {name}: {loss:.4f}; inside the ladder, {ahead}, it errs by {mean:.2%}")
-        odd = {name: why for name, why in forecast["left_out"].items() if "more than" not in why}
-        lines += [f"  left out {name}: {why}" for name, why in odd.items()]
+        lines += [f"  {warning}" for warning in forecast["warnings"]]
+        for name, one in forecast["by_law"].items():
+            errors = ", ".join(f"{error:+.2%}" for error in forecast["backtest"]["errors"][name])
+            ahead = f"; inside the ladder, {forecast['backtest']['ratio']:g}x ahead: {errors}" if errors else ""
+            lines.append(f"  {'*' if name == forecast['choice'] else ' '} {name}: {one['loss']:.4f}{ahead}")
+        lines += [f"  left out {name}: {why}" for name, why in forecast["left_out"].items()]
     lines += [f"no forecast: {why}" for why in document["without_forecast"].values()]
     lines += [f"forced: {line}" for line in document["forced"]]
     return "\n".join(lines)
@@ -263,8 +291,14 @@ def verdict(report: Mapping[str, Any], units: Units) -> str:
             + f" nats/token; error of the mean {row['error_of_mean']:+.3%}"
             + (f", {row['error_sds']:+.1f} seed standard deviations" if row["error_sds"] is not None else "")
         )
-    mean = sum(report["forecasts"][0]["observed"]) / len(report["forecasts"][0]["observed"])
-    lines.append(f"the target: {_in_units(mean, units)}")
+        if row["inside_interval_run"] is not None:
+            inside = sum(row["inside_interval_run"])
+            lines.append(f"  {inside} of {len(observed)} inside the interval of one run")
+    lines += [
+        f"the target {row['name']} came to no loss: {row['reason']}" for row in report["targets"] if row["reason"]
+    ]
+    if ended := [row["loss"] for row in report["targets"] if row["loss"] is not None]:
+        lines.append(f"the target: {_in_units(sum(ended) / len(ended), units)}")
     return "\n".join(lines + [f"forced: {line}" for line in report["forced"]])
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
 from gpt4jax.scaling import fitting
 
@@ -195,11 +195,29 @@ def _doubts(law: PowerLaw, levels: int) -> list[str]:
             doubts.append(f"c is not identified: at 90% it is anything from 0 to {high:.4g} (here {law.c:.4g}).")
     if law.irreducible and law.c == 0 and levels > 2:
         doubts.append("c is 0, the edge of its range: the losses fall at least as fast as a C^b without a c does.")
+    if (p := _lack_of_fit(law)) < 0.01:
+        doubts.append(
+            "The levels lie further from the law than their runs from each other (F test of lack of fit, "
+            f"p = {p:.2g}): it bends somewhere, and intervals take that for noise."
+        )
     if not 1.01 * _FLATTEST < -law.b < 0.99 * _STEEPEST:
         doubts.append(
             f"b = {law.b:.4g} is at the edge of its range, {-_STEEPEST} to {-_FLATTEST}: don't trust the law."
         )
     return doubts
+
+
+def _lack_of_fit(law: PowerLaw) -> float:
+    """The p-value of the classical F test, whose noise is that of runs of one level about their mean; 1 without any."""
+    w = np.array(law.weights)
+    y, w, level = np.log(law.loss)[w > 0], w[w > 0], np.unique(np.array(law.compute)[w > 0], return_inverse=True)[1]
+    mean = np.bincount(level, w * y) / np.bincount(level, w)
+    within, spare = len(y) - len(mean), len(mean) - law._num_parameters
+    pure = float(np.sum(w * (y - mean[level]) ** 2))
+    if within < 1 or spare < 1 or pure <= 0:
+        return 1.0
+    misfit = law.noise**2 * (len(y) - law._num_parameters) - pure
+    return float(fdtrc(spare, within, max(misfit, 0) / spare / (pure / within)))
 
 
 def _positive(compute: ArrayLike) -> np.ndarray:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
-from gpt4jax.scaling.forecast import Result, code_digest
+from gpt4jax.scaling.forecast import Result, provenance
 from gpt4jax.scaling.ladder import Run
 from gpt4jax.signals import INTERRUPTED, TERMINATED, Terminated
 from gpt4jax.training import checkpoint, metrics
 
-LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and the digest of the code at each start
+LOG, CODE = "log.txt", "code.txt"  # beside a run's folder: its words, and what code and versions each start had
 FAILED = "failed.txt"  # in it: why it came to no loss
 MAY_CHANGE = ("checkpoint", "mesh", "data.cache_dir", "data.prefetch")  # what a run's result does not depend on
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
@@ -122,7 +122,7 @@ class _Workers:
 
     def train(self, runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterator[tuple[Run, int | str]]:
         """Each run with the status it ended with, as they end."""
-        code = code_digest()
+        code = provenance()
         submit = self._pool.submit
         futures = {submit(_train, train, run.config.to_dict(), folder / run.name, code): run for run in runs}
         try:
@@ -152,13 +152,16 @@ class _Workers:
             child.terminate()
 
 
-def other_code(runs: Sequence[Run], folder: pathlib.Path, digest: str) -> list[str]:
-    """Which runs were trained, in part or whole, by code of another digest."""
-    files = {run.name: folder / f"{run.name}.{CODE}" for run in runs}
-    return [
-        f"{name} was trained with other code" for name, path in files.items()
-        if path.is_file() and set(path.read_text().split()) != {digest}
-    ]  # fmt: skip
+def other_code(runs: Sequence[Run], folder: pathlib.Path, expected: str) -> list[str]:
+    """Which runs were trained, in part or whole, by something else than this provenance, or do not say by what."""
+    found = []
+    for run in runs:
+        path = folder / f"{run.name}.{CODE}"
+        if path.is_file() and set(path.read_text().splitlines()) != {expected}:
+            found.append(f"{run.name} was trained with other code or versions")
+        elif not path.is_file() and result(run, folder) is not None:
+            found.append(f"{run.name} does not say by what code it was trained")
+    return found
 
 
 def machine() -> tuple[str, int]:

@@ -1,7 +1,10 @@
 """How often a model solves code tasks: samples by the engine, checked against the tasks' unit tests, in rounds."""
 
+import dataclasses
+import hashlib
 import json
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +15,11 @@ from gpt4jax.data import code_tasks
 from gpt4jax.data.code_tasks import Problem
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import capability
+from gpt4jax.scaling.forecast import code_digest
+from gpt4jax.scaling.ladder import Run
 
+KEPT = "solved.json"  # in a run's folder
+_SAMPLING_CODE = ("data", "inference", "model", "scaling/solving.py")
 Outcomes = list[list[int]]  # of each problem: 1 where a sample passed its tests, in the order of their seeds
 
 
@@ -50,38 +57,42 @@ def solve(
 
 
 def neg_log_pass_rates(outcomes: Outcomes, successes: int) -> np.ndarray:
-    """The unbiased estimate of -log(pass rate) by inverse sampling; NaN where `successes` were not reached.
+    """The estimate of -log(pass rate) by inverse sampling: H_{N-1} - H_{r-1} of the r-th success at draw N.
 
-    Protocol A.4: samples until the r-th success at draw N give H_{N-1} - H_{r-1}, wherever the rounds ended.
+    Protocol A.4: without bias wherever the rounds ended. A problem that the budget ended before its r-th success gets
+    H_n - H_c of its n draws, which is low by no more than the rest of the series beyond n; leaving it out instead would
+    take the harder problems from the smaller models.
     """
-    out = np.full(len(outcomes), np.nan)
+    out = np.empty(len(outcomes))
     for p, row in enumerate(outcomes):
         draws = int(capability.draws_until(np.array([row]), successes)[0])
-        if draws:
-            out[p] = float(capability.inverse_sampling(draws, successes))
+        out[p] = capability.inverse_sampling(draws, successes) if draws else capability.harmonic(len(row), sum(row))
     return out
 
 
-def of_run(workdir: pathlib.Path, problems: Sequence[Problem], options: Any, cache: pathlib.Path) -> Outcomes:
-    """The outcomes of a trained run's newest checkpoint, sampled at temperature 1; kept beside the run and resumed.
+def of_run(run: Run, workdir: pathlib.Path, problems: Sequence[Problem], options: Any) -> Outcomes:
+    """The outcomes of a trained run's last checkpoint, sampled at temperature 1; kept in its folder and resumed.
 
-    `options` is the config group `ladder`. Raises UserError if what is kept is of other problems.
+    `options` is the config group `ladder`. What is kept of other problems or budgets, or was drawn by other code, is
+    drawn anew.
     """
-    key = [problem.prompt for problem in problems]
-    kept = files.read_json(cache)
-    if kept and kept["prompts"] != key:
-        raise UserError(f"{cache} has outcomes of other problems; remove it to sample anew")
+    path = workdir / KEPT
+    asked = [dataclasses.asdict(problem) for problem in problems], options.sample_budget, options.successes
+    key = hashlib.sha256(f"{asked}{code_digest(_SAMPLING_CODE)}".encode()).hexdigest()
+    kept = files.read_json(path)
+    before = [[int(c) for c in row] for row in kept["outcomes"]] if kept and kept["key"] == key else None
 
     def keep(outcomes: Outcomes) -> None:
         packed = ["".join(map(str, row)) for row in outcomes]
-        files.replace(cache, json.dumps({"prompts": key, "outcomes": packed}) + "\n")
+        files.replace(path, json.dumps({"key": key, "outcomes": packed}) + "\n")
 
-    before = [[int(c) for c in row] for row in kept["outcomes"]] if kept else None
-    return solve(problems, _sampler(workdir, problems), options.sample_budget, options.successes, before, keep)
+    return solve(
+        problems, _sampler(run.name, workdir, problems), options.sample_budget, options.successes, before, keep
+    )
 
 
-def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
-    """Samples by the engine, which is made when the first are wanted."""
+def _sampler(name: str, workdir: pathlib.Path, problems: Sequence[Problem]):
+    """Samples by the engine, which is made when the first are wanted. Every run and problem has seeds of its own."""
     engines: list[Any] = []
 
     def sample(wanted: Sequence[tuple[int, int]]) -> list[str]:
@@ -91,11 +102,15 @@ def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
             engines.append(_engine(workdir))
         (engine,) = engines
         prompts = [engine.tokenizer.prompt(problem.prompt) for problem in problems]
-        longest = engine.max_len - max(map(len, prompts))
-        requests = [Request(prompts[p], min(code_tasks.MAX_BYTES, longest), seed=seed) for p, seed in wanted]
+        room = [min(code_tasks.MAX_BYTES, engine.max_len - len(prompt)) for prompt in prompts]
+        requests = [Request(prompts[p], room[p], seed=_seed(name, problems[p].name, i)) for p, i in wanted]
         return [result.text for result in engine.generate(requests)]
 
     return sample
+
+
+def _seed(*names: object) -> int:
+    return zlib.crc32(repr(names).encode())
 
 
 def _engine(workdir: pathlib.Path):
@@ -113,14 +128,25 @@ def _engine(workdir: pathlib.Path):
     return Engine(model_config, params, tokenizer=tok, rows=256)
 
 
+def check_room(problems: Sequence[Problem], tokenizer: Any, max_seq_len: int) -> None:
+    """Checks that the decoder has room for every problem and its solution.
+
+    Raises:
+        UserError: it has not.
+    """
+    longest = max(len(tokenizer.prompt(p.prompt)) + len(tokenizer.encode(p.solution)) + 1 for p in problems)
+    if longest > max_seq_len:
+        raise UserError(f"a code task with its solution takes {longest} tokens, and model.max_seq_len is {max_seq_len}")
+
+
 def forecast(
     compute: Sequence[float], outcomes: Sequence[Outcomes], names: Sequence[str], target_compute: float, options: Any
 ) -> dict[str, Any]:
     """The target's -E[log pass rate] by difficulty bucket, from the models below it (the report's section 3.2).
 
     Buckets are formed from the smaller half of the models, all problems but the hardest; in each, a problem that some
-    model did not solve `successes` times within its budget is left out, by name. Difficulty and pass rate are
-    estimated from draws apart: problems that are called easy by luck would else look easier than they are. A bucket
+    model did not solve `successes` times is left out, by name. Pass rates are estimated from other draws than these
+    two choices are made from: problems that are called easy by luck would else look easier than they are. A bucket
     without a law says why.
 
     Args:
@@ -134,28 +160,27 @@ def forecast(
         UserError: fewer problems than buckets, or none that every model solves.
     """
     ranking_mp, estimates_mp = (
-        np.stack([neg_log_pass_rates(part(one), options.successes) for one in outcomes]) for part in (_first, _second)
+        np.stack([neg_log_pass_rates(half(one), options.successes) for one in outcomes]) for half in (_first, _second)
     )
     order = np.argsort(compute, kind="stable")
-    smaller = ranking_mp[order[: max(1, len(order) // 2)]]
     excluded = round(options.excluded_problems * len(names))
     try:
-        hardness = np.where(np.isfinite(smaller), smaller, _NEVER)
-        buckets = capability.difficulty_buckets(hardness, options.buckets, excluded)
+        buckets = capability.difficulty_buckets(ranking_mp[order[: max(1, len(order) // 2)]], options.buckets, excluded)
     except ValueError as error:
         raise UserError(str(error)) from error
-    solved = np.isfinite(estimates_mp).all(axis=0)
-    if not solved.any():
+    reached_mp = np.array([[sum(row) >= options.successes for row in _first(one)] for one in outcomes], int)
+    kept = set(capability.solved_by_every_model(reached_mp, names).kept)
+    if not kept:
         raise UserError(
             f"no problem of {len(names)} is solved {options.successes} times in {options.sample_budget // 2} samples "
             "by every model: a larger ladder.sample_budget, or larger models"
         )
     rows = []
     for bucket in buckets.buckets:
-        chosen = [p for p in bucket if solved[p]]
+        chosen = [p for p in bucket if p in kept]
         row: dict[str, Any] = {
             "problems": [names[p] for p in chosen],
-            "dropped": [names[p] for p in bucket if not solved[p]],
+            "dropped": [names[p] for p in bucket if p not in kept],
         }
         row["mean_neg_log"] = estimates_mp[:, chosen].mean(axis=1).tolist() if chosen else []
         try:
@@ -166,9 +191,6 @@ def forecast(
             row["no_forecast"] = str(error)
         rows.append(row)
     return {"compute": list(compute), "buckets": rows, "excluded": [names[p] for p in buckets.excluded]}
-
-
-_NEVER = 1e6  # the difficulty of a problem that was never solved: beyond every estimate
 
 
 def _first(outcomes: Outcomes) -> Outcomes:
@@ -185,10 +207,10 @@ def compare(registered: dict[str, Any], names: Sequence[str], outcomes: Sequence
     rows = []
     for bucket in registered["buckets"]:
         chosen = [index[name] for name in bucket["problems"]]
-        observed = []
-        for one in outcomes:
-            estimates = neg_log_pass_rates(_second([one[p] for p in chosen]), options.successes)
-            observed.append(float(estimates.mean()) if np.isfinite(estimates).all() else None)
+        observed = [
+            float(neg_log_pass_rates(_second([one[p] for p in chosen]), options.successes).mean()) if chosen else None
+            for one in outcomes
+        ]
         rows.append({"forecast": bucket.get("forecast"), "interval": bucket.get("interval"), "observed": observed})
     return rows
 
@@ -206,11 +228,11 @@ def describe(registered: Sequence[dict[str, Any]], options: Any, measured: Seque
                 line += f": {bucket['forecast']:.3f}, falling as C^-{bucket['k']:.3f}"
             if "interval" in bucket:
                 low, high = bucket["interval"]
-                line += f"; {options.level:.0%} of problems like these: {low:.3f} to {high:.3f}"
+                line += f" ({options.level:.0%} over other problems of this kind: {low:.3f} to {high:.3f})"
             if "no_forecast" in bucket:
                 line += f"; no interval or forecast: {bucket['no_forecast']}"
             if measured:
                 observed = measured[at][number]["observed"]
-                line += "; measured " + ", ".join("not solved" if one is None else f"{one:.3f}" for one in observed)
+                line += "; measured " + ", ".join("nothing" if one is None else f"{one:.3f}" for one in observed)
             lines.append(line)
     return "\n".join(lines)

@@ -5,7 +5,6 @@ each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), trans
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import pathlib
@@ -18,6 +17,7 @@ from scipy.special import stdtrit
 from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.errors import UserError
+from gpt4jax.scaling import forecast
 
 REACH = 2  # rates on each side of the best one that the parabola goes through
 
@@ -54,20 +54,23 @@ def vertex(log2_rates: Sequence[float], losses_sr: np.ndarray, level: float = 0.
             raise ValueError("the losses about the best learning rate have no minimum: more steps or seeds are needed")
         found.append(-b / (2 * a))
     if len(found) == 1:
-        return Vertex(found[0], float("nan"))
+        return Vertex(float(found[0]), float("nan"))
     t = stdtrit(len(found) - 1, (1 + level) / 2)
     return Vertex(float(np.mean(found)), float(t * np.std(found, ddof=1) / np.sqrt(len(found))))
 
 
-def spread(vertices: Mapping[Any, Vertex]) -> float:
-    """The largest best rate over the smallest."""
-    rates = [v.log2_rate for v in vertices.values()]
-    return float(2 ** (max(rates) - min(rates)))
+def spread(vertices: Mapping[Any, Vertex]) -> tuple[float, tuple[float, float] | None]:
+    """The largest best rate over the smallest, and the interval of that ratio (None with one seed).
+
+    The interval takes the two extreme sizes for given; their half widths add in squares.
+    """
+    low, high = (pick(vertices.values(), key=lambda v: v.log2_rate) for pick in (min, max))
+    moved, half = high.log2_rate - low.log2_rate, math.hypot(high.half_width, low.half_width)
+    return 2**moved, None if math.isnan(half) else (2 ** max(0.0, moved - half), 2 ** (moved + half))
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the flags, runs what is missing and draws it; returns the exit status."""
-    from gpt4jax.model import mup
     from gpt4jax.scaling import figures, sweep
 
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.scaling.transfer", description=__doc__.partition("\n")[0])
@@ -75,36 +78,42 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = job.parse(parser, argv)
     config = configuration.load(flags.config, overrides, sweep.default)
     workdir = files.local_folder(flags.workdir, "--workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    base = configuration.model_config(config)
-    sizes = {("width", width): (width, base.num_layers) for width in config.sweep.widths}
-    sizes |= {("depth", depth): (base.embed_dim, depth) for depth in config.sweep.depths}
-    batches = sweep.data(config, config.num_steps, job.say)
-    runs = _Runs(workdir / "runs.jsonl", config)
-    for name in ("mup", "standard"):
-        for width, depth in sorted(set(sizes.values())):
-            shape = mup.grow(dataclasses.replace(base, parametrization=name), width, depth)
-            for seed in range(config.sweep.seeds):
-                for rate in config.sweep.learning_rates:
-                    key = (name, width, depth, rate, seed)
-                    if key not in runs.losses:
-                        losses = sweep.losses(shape, config.optimizer, batches, rate, seed)
-                        runs.add(key, float(losses[-max(1, round(config.sweep.tail * len(losses))) :].mean()))
-            job.say(f"{name} {width}x{depth} done")
+    sizes = {("width", width): (width, config.model.num_layers) for width in config.sweep.widths}
+    sizes |= {("depth", depth): (config.model.embed_dim, depth) for depth in config.sweep.depths}
+    shapes = sweep.shapes(config, sizes.values())
+    data = sweep.load(config, job.say)
+    runs = _Runs(workdir / "runs.jsonl", config, data.facts)
+    batches = {s: sweep.batches(data.rows["train"], config, config.num_steps, s) for s in range(config.sweep.seeds)}
+    for (name, width, depth), shape in shapes.items():
+        for seed, rows in batches.items():
+            for rate in config.sweep.learning_rates:
+                key = (name, width, depth, rate, seed)
+                if key not in runs.losses:
+                    losses = sweep.losses(shape, config.optimizer, rows, rate, seed)
+                    runs.add(key, float(losses[-max(1, round(config.sweep.tail * len(losses))) :].mean()))
+        job.say(f"{name} {width}x{depth} done")
     report = summary(runs.losses, sizes, config.sweep)
-    files.replace(workdir / "transfer.json", json.dumps(report, indent=1) + "\n")
+    files.replace(workdir / "transfer.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     figures.transfer(runs.losses, report, sizes, config.sweep, workdir / "transfer.png")
+    print(describe(report))
+    return 0
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """The best rates and how far they move, for a person."""
+    lines = []
     for name, axes in report.items():
         for axis, found in axes.items():
-            best = ", ".join(
-                f"{size}: {row['error']}"
-                if "error" in row
-                else f"{size}: 2^{row['log2_rate']:.2f}±{row['half_width']:.2f}"
-                for size, row in found["best"].items()
-            )
+            best = [f"{size}: {row['error'] if 'error' in row else _rate(row)}" for size, row in found["best"].items()]
             moved = f"x{found['spread']:.2f}" if found["spread"] else "not known"
-            print(f"{name} over {axis}: the best learning rate moves by {moved} ({best})")
-    return 0
+            if found["interval"]:
+                moved += f" (90%: x{found['interval'][0]:.2f} to x{found['interval'][1]:.2f})"
+            lines.append(f"{name} over {axis}: the best learning rate moves by {moved}; {', '.join(best)}")
+    return "\n".join(lines)
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    return f"2^{row['log2_rate']:.2f}" + (f"±{row['half_width']:.2f}" if row["half_width"] is not None else "")
 
 
 def summary(losses: Mapping[tuple, float], sizes: Mapping[tuple, tuple], options: Any) -> dict[str, Any]:
@@ -122,27 +131,32 @@ def summary(losses: Mapping[tuple, float], sizes: Mapping[tuple, tuple], options
                 grid = np.array([[losses[name, width, depth, r, s] for r in rates] for s in range(options.seeds)])
                 try:
                     vertices[size] = vertex([math.log2(rate) for rate in rates], grid)
-                    rows[str(size)] = vertices[size]._asdict()
+                    at, half = vertices[size]
+                    rows[str(size)] = {"log2_rate": at, "half_width": None if math.isnan(half) else half}
                 except ValueError as error:
                     rows[str(size)] = {"error": str(error)}
-            report[name][axis] = {"best": rows, "spread": spread(vertices) if len(vertices) == len(rows) else None}
+            moved, interval = spread(vertices) if rows and len(vertices) == len(rows) else (None, None)
+            report[name][axis] = {"best": rows, "spread": moved, "interval": interval}
     return report
 
 
 class _Runs:
     """The runs so far, on disk line by line."""
 
-    def __init__(self, path: pathlib.Path, config: Any):
+    def __init__(self, path: pathlib.Path, config: Any, facts: Mapping[str, Any]):
         # More sizes, rates and seeds may be asked for later; what a run is, and what its result, stays.
-        fields = {k: v for k, v in config.to_dict().items() if k != "sweep"} | {"tail": config.sweep.tail}
-        head = json.dumps({"config": fields})
+        fields = {k: v for k, v in config.to_dict().items() if k != "sweep"}
+        fields |= {name: config.sweep[name] for name in ("tail", "grow")}
+        data = {name: facts[name] for name in ("fingerprint", "tokenizer_fingerprint")}
+        head = json.dumps({"config": fields, "data": data, "trained_by": forecast.provenance()})
         self.losses: dict[tuple, float] = {}
         lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a last line that a kill cut off is none
         if lines and lines[0] != head:
-            raise UserError(f"{path} was begun with another config; choose another workdir")
+            raise UserError(f"{path} was begun with another config, data, code or versions; choose another workdir")
         for line in lines[1:]:
             row = json.loads(line)
             self.losses[tuple(row["run"])] = float("nan") if row["loss"] is None else row["loss"]
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, "".join(f"{line}\n" for line in lines or [head]))
         self._file = path.open("a")
 

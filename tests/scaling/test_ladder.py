@@ -76,7 +76,7 @@ def test_rows_are_multiples_of_what_devices_share():
     assert all(run.config.batch_size % 4 == 0 for run in (*plan.runs, *plan.targets))
 
 
-@pytest.mark.parametrize("name", ["ladder_cpu", "ladder_gpu", "ladder_tpu"])
+@pytest.mark.parametrize("name", ["ladder_cpu", "ladder_cpu_long", "ladder_gpu", "ladder_tpu", "ladder_tasks"])
 def test_the_ladders_of_configs_have_levels_enough_for_intervals(name):
     own = configuration.load(str(ROOT / "configs" / f"{name}.py"), (), ladder.default)
     plan = ladder.plan(own)

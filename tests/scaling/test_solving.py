@@ -57,10 +57,30 @@ def test_interrupted_rounds_come_to_the_same(tmp_path):
 
 
 def test_estimates_are_of_the_draw_of_the_last_success():
-    """By hand: second success at draw 4 gives H_3 - H_1 = 1/2 + 1/3, whatever was drawn behind it."""
-    found = solving.neg_log_pass_rates([[0, 1, 0, 1, 1, 1], [0, 1, 0, 1], [1, 1], [0, 0, 1]], 2)
-    np.testing.assert_allclose(found[:3], [5 / 6, 5 / 6, 0])
-    assert np.isnan(found[3])
+    """By hand: second success at draw 4 gives H_3 - H_1 = 1/2 + 1/3, whatever was drawn behind it.
+
+    Where the budget ended before it, H_n - H_c of what was drawn: H_3 - H_1 again, and H_2.
+    """
+    found = solving.neg_log_pass_rates([[0, 1, 0, 1, 1, 1], [0, 1, 0, 1], [1, 1], [0, 0, 1], [0, 0]], 2)
+    np.testing.assert_allclose(found, [5 / 6, 5 / 6, 0, 5 / 6, 1.5])
+
+
+def test_a_budget_that_ends_early_takes_no_more_than_the_series_beyond_it():
+    """Exact over all outcomes of 20 draws, r = 2, p = 0.1: the mean is the series of -log p up to its 20th term."""
+    p, n, mean = 0.1, 20, 0.0
+    for word in range(n + 1):  # the draw of the second success; n + 1 - 1: fewer than two
+        if word >= 2:
+            mean += (
+                (word - 1)
+                * p**2
+                * (1 - p) ** (word - 2)
+                * solving.neg_log_pass_rates([[1, *[0] * (word - 2), 1]], 2)[0]
+            )
+    none, one = [0] * n, [1] + [0] * (n - 1)
+    mean += (1 - p) ** n * solving.neg_log_pass_rates([none], 2)[0]
+    mean += n * p * (1 - p) ** (n - 1) * solving.neg_log_pass_rates([one], 2)[0]
+    series = sum((1 - p) ** k / k for k in range(1, n + 1))
+    assert mean == pytest.approx(series, rel=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +133,37 @@ def test_no_solved_problem():
     outcomes = [[[0] * 16 for _ in NAMES], [[1] * 16 for _ in NAMES]]
     with pytest.raises(UserError, match="no problem of 30 is solved 2 times"):
         solving.forecast([1e10, 1e11], outcomes, NAMES, 1e13, OPTIONS)
+
+
+def test_the_filter_does_not_bias_what_it_keeps():
+    """Pass rates about the budget's edge: a problem is kept for its first half of draws, and measured by the other.
+
+    The truth is the mean of -log p up to the term of the 200th draw, that of half a budget.
+    """
+    rng = np.random.default_rng(4)
+    names = [str(p) for p in range(3000)]
+    options = types.SimpleNamespace(**vars(OPTIONS) | dict(buckets=1, excluded_problems=0.0))
+    p = 0.008
+    outcomes = [[list((rng.random(400) < rate).astype(int)) for _ in names] for rate in (p, 0.5)]
+    found = solving.forecast([1e10, 1e12], outcomes, names, 1e14, options)["buckets"][0]
+    assert 0.2 < len(found["dropped"]) / len(names) < 0.7
+    series = sum((1 - p) ** k / k for k in range(1, 201))
+    assert found["mean_neg_log"][0] == pytest.approx(series, abs=0.12)  # 4 standard errors
+
+
+def test_every_run_and_problem_has_seeds_of_its_own():
+    seeds = [solving._seed(run, problem, i) for run in ("a", "b") for problem in ("x", "y") for i in range(500)]
+    assert len(set(seeds)) > 1995 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_problems_need_room():
+    from gpt4jax.data import tokenizer
+
+    tok = tokenizer.from_bytes()
+    longest = max(1 + len(p.prompt) + len(p.solution) + 1 for p in PROBLEMS)
+    solving.check_room(PROBLEMS, tok, longest)
+    with pytest.raises(UserError, match=f"takes {longest} tokens, and model.max_seq_len is {longest - 1}"):
+        solving.check_room(PROBLEMS, tok, longest - 1)
 
 
 def test_selection_does_not_bias_the_easiest_bucket():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -28,7 +29,11 @@ def test_vertex_of_exact_parabolas():
     assert found.half_width == pytest.approx(0.2 * 6.314, rel=1e-3)
     shuffled = np.random.default_rng(0).permutation(len(x))
     assert transfer.vertex(list(x[shuffled]), losses[:, shuffled]) == pytest.approx(found)
-    assert transfer.spread({1: found, 2: found._replace(log2_rate=-6.6)}) == pytest.approx(2**0.5)
+    moved, (low, high) = transfer.spread({1: found, 2: found._replace(log2_rate=-6.6), 3: found})
+    assert moved == pytest.approx(2**0.5)
+    # half widths of 1.263 each: together 1.786, more than the move of 0.5
+    assert low == 1 and high == pytest.approx(2 ** (0.5 + 2**0.5 * found.half_width))
+    assert transfer.spread({1: found._replace(half_width=math.nan), 2: found})[1] is None
 
 
 def test_a_diverged_rate_is_left_out_but_not_the_others():
@@ -97,13 +102,29 @@ def test_the_sweep_resumes(tiny, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "losses", lambda *_: pytest.fail("ran again"))
     assert transfer.main([*flags, "--workdir", str(workdir)]) == 0
     assert (workdir / "runs.jsonl").read_text() == first
-    for change in ("batch_size=3", "sweep.tail=0.5"):
+    for change in ("batch_size=3", "sweep.tail=0.5", "sweep.grow=num_heads"):
         with pytest.raises(UserError, match="begun with another config"):
             transfer.main([*flags, f"--config.{change}", "--workdir", str(workdir)])
     monkeypatch.undo()  # killed while it wrote its last line: that run is made again, and comes out the same
     (workdir / "runs.jsonl").write_text(first[:-20])
     assert transfer.main([*flags, "--workdir", str(workdir)]) == 0
     assert (workdir / "runs.jsonl").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("sweep.widths=(32,33)", "no whole head_dim at embed_dim 33"),
+        ("sweep.seeds=0", "sweep.seeds is at least 1"),
+        ("model.qk_norm=True", "the coordinate check knows decoders with"),
+    ],
+)
+def test_sizes_that_can_not_be_are_refused_before_any_run(tiny, change, words):
+    root, flags = tiny
+    job = coordinates if "qk_norm" in change else transfer
+    with pytest.raises(UserError, match=words):
+        job.main([*flags, f"--config.{change}", "--workdir", str(root / "refused")])
+    assert not (root / "refused").exists()
 
 
 def test_a_sweeps_run_is_a_training_run(tiny):
