@@ -125,7 +125,7 @@ def _train_target(study: Study, results, document: dict[str, Any], force: bool) 
         since = _changed_since(document, study.facts, force)
         files.replace(folder / SEAL, document["sha256"] + "\n")
         with (folder / FORCED).open("a") as lines:  # every start's, so that no later report forgets it
-            lines.writelines(f"since the registration {line}\n" for line in since)
+            lines.writelines(f"{line}\n" for line in since)
     done = pool.train_all(plan.targets, folder, [pool.Place({}, ())], train, job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)

@@ -153,7 +153,7 @@ def test_a_target_of_other_code_is_said_in_the_report(place, finished, tmp_path)
     code.write_text("0" * 64 + "\n")
     done = place(workdir)
     assert done.returncode == 0, done.stderr
-    words = f"{code.name.partition('.')[0]} was trained with other code"
+    words = f"{code.name.partition('.')[0]} was trained with other code or versions"
     assert json.loads((workdir / "report.json").read_text())["forced"] == [words] and f"forced: {words}" in done.stdout
 
 

@@ -3,9 +3,13 @@
 pip install '.[test]'
 python -m tests.bench.laws hoffmann
 python -m tests.bench.laws coverage [--truths 200]
+python -m tests.bench.laws backtest
+
+The public runs are in tests/fixtures/scaling_points.csv, made from two repositories by
+
 git clone https://github.com/epoch-research/analyzing-chinchilla
 git clone https://github.com/mlfoundations/scaling
-python -m tests.bench.laws backtest --chinchilla analyzing-chinchilla --gadre scaling
+python -m tests.bench.laws points --chinchilla analyzing-chinchilla --gadre scaling
 """
 
 import argparse
@@ -132,23 +136,39 @@ def simulate_chinchilla(truths: int, sizes: int, budgets: int, noise: float, see
     return {kind: np.array(rows) for kind, rows in held.items()}
 
 
-def besiroglu(folder: pathlib.Path) -> Runs:
-    """The points that Besiroglu et al. 2024 read off Hoffmann et al.'s figure 4."""
-    with open(folder / "data" / "svg_extracted_data.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["loss"]]
-    n, compute, loss = (np.array([float(r[key]) for r in rows]) for key in ("Model Size", "Training FLOP", "loss"))
-    return Runs(n, compute / 6 / n, loss)
+POINTS = pathlib.Path(__file__).parents[1] / "fixtures" / "scaling_points.csv"
+SOURCES = """\
+# Parameters, tokens and final losses of published training runs.
+# chinchilla: read off figure 4 of Hoffmann et al. 2022 by Besiroglu et al. 2024 (github.com/epoch-research/
+#   analyzing-chinchilla, data/svg_extracted_data.csv); tokens are FLOPs / 6 / parameters.
+# the others: Gadre et al. 2024 by training set, losses on C4's validation set (github.com/mlfoundations/scaling,
+#   exp_data/models; MIT License, Copyright (c) 2024 mlfoundations).
+"""
 
 
-def gadre(folder: pathlib.Path) -> list[Runs]:
-    """The runs of Gadre et al. 2024, a suite a training set: losses on C4's validation set."""
-    suites: dict[str, list[tuple[float, float, float]]] = {}
-    for path in sorted((folder / "exp_data" / "models").glob("*.json")):
+def write_points(besiroglu: pathlib.Path, gadre: pathlib.Path) -> None:
+    """Makes the fixture from clones of the two repositories."""
+    lines = ["suite,num_params,num_tokens,loss"]
+    with open(besiroglu / "data" / "svg_extracted_data.csv") as file:
+        for row in csv.DictReader(file):
+            if row["loss"]:
+                n, compute, loss = (float(row[key]) for key in ("Model Size", "Training FLOP", "loss"))
+                lines.append(f"chinchilla,{n:.10g},{compute / 6 / n:.10g},{loss:.10g}")
+    for path in sorted((gadre / "exp_data" / "models").glob("*.json")):
         run = json.loads(path.read_text())
         (loss,) = (result["loss"] for result in run["results"] if "c4_val" in result["val_data"][0])
         settings = run["hyperparameters"]
-        suites.setdefault(run["dataset_name"], []).append((settings["params"], settings["tokens"], loss))
-    return [Runs(*np.array(rows).T) for rows in suites.values()]
+        lines.append(f"{run['dataset_name']},{settings['params']},{settings['tokens']},{loss:.10g}")
+    POINTS.write_text(SOURCES + "\n".join(lines) + "\n")
+
+
+def points() -> dict[str, Runs]:
+    """The public runs, by suite."""
+    lines = [line for line in POINTS.read_text().splitlines() if not line.startswith("#")]
+    suites: dict[str, list[list[float]]] = {}
+    for row in csv.DictReader(lines):
+        suites.setdefault(row["suite"], []).append([float(row[key]) for key in ("num_params", "num_tokens", "loss")])
+    return {name: Runs(*np.array(rows).T) for name, rows in suites.items()}
 
 
 RATIOS = (10, 100, 300, 1000)
@@ -180,9 +200,10 @@ def show_backtest(suites: list[Runs], largest: int) -> None:
         print(f"  {name:40}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
 
 
-def public(points: pathlib.Path, suites: pathlib.Path) -> None:
+def public() -> None:
     """Besiroglu et al.'s fits from their points, and the tables of both back-tests."""
-    runs = besiroglu(points)
+    suites = points()
+    runs = suites.pop("chinchilla")
     kept = runs.where(runs.loss < np.sort(runs.loss)[-5])
     for name, some in (("all", runs), ("less the five highest losses", kept)):
         law = chinchilla.fit(some.num_params, some.num_tokens, some.loss)
@@ -191,13 +212,13 @@ def public(points: pathlib.Path, suites: pathlib.Path) -> None:
     print("Forecasts of the 10 largest of these 240 runs:")
     show_backtest([kept], 10)
     print("Forecasts of the 3 largest runs of each of Gadre et al.'s 3 suites:")
-    show_backtest(gadre(suites), 3)
+    show_backtest(list(suites.values()), 3)
 
 
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hoffmann", "coverage", "backtest"])
+    parser.add_argument("what", choices=["hoffmann", "coverage", "backtest", "points"])
     parser.add_argument("--truths", type=int, default=200)
     parser.add_argument("--chinchilla", type=pathlib.Path, help="a clone of epoch-research/analyzing-chinchilla")
     parser.add_argument("--gadre", type=pathlib.Path, help="a clone of mlfoundations/scaling")
@@ -206,10 +227,12 @@ def main() -> None:
         hoffmann()
     elif options.what == "coverage":
         coverage(options.truths)
+    elif options.what == "backtest":
+        public()
     elif options.chinchilla is None or options.gadre is None:
-        parser.error("backtest needs --chinchilla and --gadre: its data are other people's and not part of this one")
+        parser.error("points needs --chinchilla and --gadre")
     else:
-        public(options.chinchilla, options.gadre)
+        write_points(options.chinchilla, options.gadre)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gpt4jax.scaling import backtest
+from gpt4jax.scaling import backtest, chinchilla
 from gpt4jax.scaling.backtest import Runs
-from tests.bench.laws import grid, hoffmann_loss
+from tests.bench.laws import grid, hoffmann_loss, points
 
 
 def on_a_path(loss, levels=13):
@@ -115,3 +115,45 @@ def test_runs_and_ratios_are_checked():
         backtest.errors(on_a_path(lambda c: c**-0.1), backtest.power_law(), 1, 1)
     assert Runs([2], [3], [1.0]).compute == [36]
     assert Runs([2], [3], [1.0], [40]).compute == [40]
+
+
+@pytest.fixture(scope="module")
+def public():
+    """The public suites; of the Chinchilla points, as Besiroglu et al. have it, without the five highest losses."""
+    suites = points()
+    runs = suites["chinchilla"]
+    return suites | {"chinchilla": runs.where(runs.loss < np.sort(runs.loss)[-5])}
+
+
+def test_besiroglus_values_from_besiroglus_points(public):
+    """Their table: A 482.01, B 2085.43, E 1.8172, alpha 0.3478, beta 0.3658, in a valley that is flat along A and B.
+
+    Ours lies in it, no higher than theirs by the objective of both, the sum of Huber's losses.
+    """
+    runs = public["chinchilla"]
+    law = chinchilla.fit(runs.num_params, runs.num_tokens, runs.loss)
+    assert len(runs) == 240
+    theirs = np.array([482.01, 2085.43, 1.8172, 0.3478, 0.3658])
+    assert [law.A, law.B, law.E, law.alpha, law.beta] == pytest.approx(theirs, rel=0.03)
+    assert pytest.approx(theirs[2], abs=5e-3) == law.E
+
+    def objective(A, B, E, alpha, beta):
+        error = np.abs(np.log(E + A * runs.num_params**-alpha + B * runs.num_tokens**-beta) - np.log(runs.loss))
+        return np.where(error < 1e-3, error**2 / 2, 1e-3 * (error - 5e-4)).sum()
+
+    ours = objective(law.A, law.B, law.E, law.alpha, law.beta)
+    assert objective(*theirs) * 0.995 < ours <= objective(*theirs)
+
+
+def test_approach_3_on_the_chinchilla_points_errs_by_what_others_found(public):
+    """Median errors of forecasts of the ten largest runs: about 1.2% from 10 times less compute, 1.6% from 100."""
+    found = backtest.table([public["chinchilla"]], {"x": backtest.approach_3()}, (10, 100), 10)["x"]
+    for ratio, known in ((10, 1.2), (100, 1.6)):
+        assert 100 * np.median(np.abs(found[ratio])) == pytest.approx(known, rel=0.15)
+
+
+def test_suites_of_gadre_are_whole(public):
+    """104 runs on three training sets; the largest of each is a 1.4B or 6.9B decoder."""
+    gadre = [runs for name, runs in public.items() if name != "chinchilla"]
+    assert sum(map(len, gadre)) == 104 and len(gadre) == 3
+    assert all(1e9 < runs.num_params.max() < 8e9 and 2 < runs.loss.min() < 3 for runs in gadre)
