@@ -129,7 +129,8 @@ def _train_target(study: Study, results, document: dict[str, Any], force: bool) 
     done = pool.train_all(plan.targets, folder, [pool.Place({}, ())], train, job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)
-    forced = [*document["forced"], *dict.fromkeys((folder / FORCED).read_text().splitlines()), *trained]
+    starts = (folder / FORCED).read_text().splitlines() if (folder / FORCED).is_file() else []
+    forced = [*document["forced"], *dict.fromkeys(starts), *trained]
     losses = [r.loss for r in done if r.ended]
     report: dict[str, Any] = {
         "forecast_sha256": document["sha256"],
