@@ -86,13 +86,15 @@ def collapse(results: Sequence[Result], document: Mapping[str, Any], workdir: pa
     folders = [workdir / ("target" if r.run.name.startswith("target") else "runs") / r.run.name for r in kept]
     figure, axes = _axes()
     least, most = min(r.run.compute for r in kept), max(r.run.compute for r in kept)
+    highest = 1.0
     for result, done, loss in sorted(curves(kept, folders), key=lambda curve: curve[0].run.compute):
+        highest = max(highest, float((loss[0] - law.c) / (loss[-1] - law.c)))
         shade = np.log(result.run.compute / least) / max(np.log(most / least), 1e-9)
         axes.plot(done, (loss - law.c) / (loss[-1] - law.c), "-", color=plt.cm.viridis(0.9 * shade), lw=1,
                   label=f"{result.run.compute:.1e} FLOPs")  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes.set(xlabel="Fraction of the training", ylabel="Reducible loss (end = 1)", ylim=(0.9, 3))
+    axes.set(xlabel="Fraction of the training", ylabel="Reducible loss (end = 1)", ylim=(0.98, min(3, 1.02 * highest)))
     axes.legend(once.values(), once.keys(), frameon=False, fontsize=7)
     save(figure, workdir / "supercollapse.png")
 
