@@ -3,6 +3,7 @@
     python -m gpt4jax.predict --config configs/ladder_cpu.py --workdir runs/ladder_cpu
 
 The first start fetches 233 MB of packages. All decoders are three layers deep and differ in width alone.
+Not measured yet.
 """
 
 from gpt4jax.scaling.ladder import default

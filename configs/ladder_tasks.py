@@ -3,6 +3,7 @@
     python -m gpt4jax.predict --config configs/ladder_tasks.py --workdir runs/ladder_tasks
 
 Every decoder is asked to solve problems that no training text shows; its programs run against unit tests.
+Not measured yet.
 """
 
 from gpt4jax.scaling.ladder import default

@@ -226,8 +226,8 @@ def _open(workdir: pathlib.Path, config) -> None:
     old = files.read_json(saved)
     if old and "ladder" not in old:
         raise UserError(f"{workdir} holds another job's run; choose another workdir")
-    begun = (workdir / "runs").exists()  # until then nothing was done with it
-    if begun and (different := configuration.differences(old, config, _MAY_CHANGE)):
+    begun = any((workdir / name).exists() for name in ("runs", FORECAST))  # until then nothing was done with it
+    if old and begun and (different := configuration.differences(old, config, _MAY_CHANGE)):
         raise UserError(
             f"{workdir} was begun with another config; choose another workdir, or change back " + "; ".join(different)
         )

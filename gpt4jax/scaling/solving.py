@@ -20,7 +20,7 @@ from gpt4jax.scaling.ladder import Run
 
 KEPT = "solved.json"  # in a run's folder
 _SAMPLING_CODE = ("data", "inference", "model", "scaling/solving.py")
-Outcomes = list[list[int]]  # of each problem: 1 where a sample passed its tests, in the order of their seeds
+Outcomes = list[list[int]]  # of each problem: 1 where a sample passed its tests, in the order drawn
 
 
 def solve(
@@ -37,7 +37,7 @@ def solve(
 
     Args:
         problems: what to solve.
-        sample: completions of (problem, number of the sample) pairs, in order; the number is its seed.
+        sample: completions of (problem, number of the sample) pairs, in order.
         budget: samples of a problem, at most.
         successes: how many are enough.
         outcomes: of rounds that were done before.
