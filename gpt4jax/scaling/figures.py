@@ -116,25 +116,23 @@ def coordinates(measured: Mapping[str, Mapping[int, Mapping[str, Sequence[float]
     save(figure, path)
 
 
-def transfer(losses: Mapping[tuple, float], report: Mapping[str, Any], sizes: Mapping[tuple, tuple], options: Any,
-             path: pathlib.Path) -> None:  # fmt: skip
+def transfer(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """Loss against learning rate, a line a size, its best rate marked; widths above, depths below."""
     figure, grid = plt.subplots(2, 2, figsize=(8.4, 6.4), layout="constrained", sharex=True)
-    rates = sorted(options.learning_rates)
-    for column, name in enumerate(("mup", "standard")):
+    for column, name in enumerate(report):
         for row, axis in enumerate(("width", "depth")):
             axes = grid[row][column]
             axes.spines[["top", "right"]].set_visible(False)
-            mine = [(size, shape) for (kind, size), shape in sizes.items() if kind == axis]
-            for i, (size, shape) in enumerate(mine):
-                mean = [np.mean([losses[(name, *shape, r, s)] for s in range(options.seeds)]) for r in rates]
-                colour = plt.cm.viridis(0.9 * i / max(1, len(mine) - 1))
-                axes.plot(rates, mean, "o-", ms=3, lw=1, color=colour, label=f"{axis} {size}")
-                best = report[name][axis]["best"][str(size)]
+            found = report[name][axis]["best"]
+            for i, (size, best) in enumerate(found.items()):
+                colour = plt.cm.viridis(0.9 * i / max(1, len(found) - 1))
+                loss = [float("nan") if value is None else value for value in best["loss"]]
+                axes.plot(best["learning_rates"], loss, "o-", ms=3, lw=1, color=colour, label=f"{axis} {size}")
                 if "log2_rate" in best:
                     axes.axvline(2 ** best["log2_rate"], color=colour, lw=0.8, ls=":")
             axes.set(xscale="log", title=f"{name}, {axis}", xlabel="learning rate" if row else "")
-            axes.legend(frameon=False, fontsize=7)
+            if found:
+                axes.legend(frameon=False, fontsize=7)
     grid[0][0].set_ylabel("nats per token")
     grid[1][0].set_ylabel("nats per token")
     save(figure, path)

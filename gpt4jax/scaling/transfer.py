@@ -1,7 +1,8 @@
 """Does one learning rate serve all sizes? `python -m gpt4jax.scaling.transfer --config configs/mup.py --workdir DIR`.
 
 Short runs over learning rates, widths, depths and seeds, in muP and in the standard parametrisation; the best rate of
-each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), transfer.json and transfer.png.
+each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), transfer.json and transfer.png. A start that
+asks for some sizes only, with more seeds or other rates, adds its runs there, and every later start uses them.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         job.say(f"{name} {width}x{depth} done")
     report = summary(runs.losses, sizes, config.sweep)
     files.replace(workdir / "transfer.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    figures.transfer(runs.losses, report, sizes, config.sweep, workdir / "transfer.png")
+    figures.transfer(report, workdir / "transfer.png")
     print(describe(report))
     return 0
 
@@ -116,25 +117,39 @@ def _rate(row: Mapping[str, Any]) -> str:
     return f"2^{row['log2_rate']:.2f}" + (f"±{row['half_width']:.2f}" if row["half_width"] is not None else "")
 
 
+def grid(
+    losses: Mapping[tuple, float], shape: tuple[str, int, int], rates: Sequence[float], seeds: Sequence[int]
+) -> tuple[list[float], np.ndarray]:
+    """All that there is of a decoder beside what was asked for: its rates, and its losses (seeds, rates).
+
+    Its seeds are those that have all of `rates`; its rates those that all of these seeds have.
+    """
+    found = {(rate, seed) for *mine, rate, seed in losses if tuple(mine) == shape}
+    more = sorted({s for _, s in found if all((r, s) in found for r in rates)} | set(seeds))
+    have = sorted({r for r, _ in found if all((r, s) in found for s in more)} | set(rates))
+    return have, np.array([[losses[(*shape, r, s)] for r in have] for s in more])
+
+
 def summary(losses: Mapping[tuple, float], sizes: Mapping[tuple, tuple], options: Any) -> dict[str, Any]:
     """Best rates by parametrisation and axis, and how far they move."""
-    rates = list(options.learning_rates)
     report: dict[str, Any] = {}
     for name in ("mup", "standard"):
         report[name] = {}
         for axis in ("width", "depth"):
             rows: dict[str, Any] = {}
             vertices = {}
-            for (kind, size), (width, depth) in sizes.items():
+            for (kind, size), shape in sizes.items():
                 if kind != axis:
                     continue
-                grid = np.array([[losses[name, width, depth, r, s] for r in rates] for s in range(options.seeds)])
+                rates, table = grid(losses, (name, *shape), options.learning_rates, range(options.seeds))
+                mean = [value if math.isfinite(value) else None for value in table.mean(0).tolist()]
+                rows[str(size)] = {"seeds": len(table), "learning_rates": rates, "loss": mean}
                 try:
-                    vertices[size] = vertex([math.log2(rate) for rate in rates], grid)
+                    vertices[size] = vertex([math.log2(rate) for rate in rates], table)
                     at, half = vertices[size]
-                    rows[str(size)] = {"log2_rate": at, "half_width": None if math.isnan(half) else half}
+                    rows[str(size)] |= {"log2_rate": at, "half_width": None if math.isnan(half) else half}
                 except ValueError as error:
-                    rows[str(size)] = {"error": str(error)}
+                    rows[str(size)]["error"] = str(error)
             moved, interval = spread(vertices) if rows and len(vertices) == len(rows) else (None, None)
             report[name][axis] = {"best": rows, "spread": moved, "interval": interval}
     return report

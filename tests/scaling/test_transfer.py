@@ -111,6 +111,21 @@ def test_the_sweep_resumes(tiny, capsys, monkeypatch):
     assert (workdir / "runs.jsonl").read_text() == first
 
 
+def test_a_sweep_takes_seeds_and_rates_that_it_was_not_asked_for():
+    """By hand: the seeds that have every rate asked for, the rates that all those seeds have."""
+    shape = ("mup", 64, 2)
+    losses = {(*shape, rate, seed): 10 * rate + seed for rate in (1, 2, 4) for seed in (0, 1, 5)}
+    losses |= {(*shape, 8, 0): 80.0, (*shape, 1, 7): 17.0, ("mup", 64, 4, 1, 9): 0.0}
+    rates, table = transfer.grid(losses, shape, [1, 2], [0, 1])
+    assert rates == [1, 2, 4] and table.tolist() == [[10, 20, 40], [11, 21, 41], [15, 25, 45]]
+    options = sweep.default().sweep.copy_and_resolve_references()
+    options.update(learning_rates=(1.0, 2.0), seeds=2)
+    losses |= {("standard", *key[1:]): value for key, value in losses.items()}
+    best = transfer.summary(losses, {("width", 64): (64, 2)}, options)["mup"]["width"]["best"]["64"]
+    assert (best["seeds"], best["learning_rates"]) == (3, [1, 2, 4]) and "at the end" in best["error"]
+    assert best["loss"] == [12, 22, 42]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
