@@ -126,6 +126,22 @@ def test_no_registration_once_the_target_was_begun(place, finished, tmp_path, tr
     assert not (workdir / "forecast.json").exists()
 
 
+def test_a_target_that_came_to_no_loss_is_said_and_the_forecast_stands(place, finished, tmp_path):
+    """First one of its seeds, which is left out by name; then all."""
+    workdir = copy_of(finished, tmp_path)
+    before = (workdir / "forecast.json").read_bytes()
+    one, other = sorted(path for path in (workdir / "target").iterdir() if path.is_dir())
+    (one / "failed.txt").write_text("diverged: not finite at step 3\n")
+    done = place(workdir)
+    assert done.returncode == 0 and f"{one.name} came to no loss: diverged: not finite at step 3" in done.stdout
+    report = json.loads((workdir / "report.json").read_text())
+    assert [len(row["errors"]) for row in report["forecasts"]] == [1] * len(report["forecasts"])
+    (other / "failed.txt").write_text("diverged: not finite at step 4\n")
+    done = place(workdir)
+    assert done.returncode == 2 and "the target came to no loss; the forecast stands" in done.stderr
+    assert (workdir / "forecast.json").read_bytes() == before
+
+
 def test_a_forecast_that_was_mended_after_the_target_is_refused(place, finished, tmp_path):
     """Its own seal fits again, but the target was begun with another."""
     workdir = copy_of(finished, tmp_path)

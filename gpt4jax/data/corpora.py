@@ -40,7 +40,8 @@ class Corpus:
     skipped: tuple[str, ...]
 
 
-_BLOCK = 1024  # documents read at a time: a record alone costs what the block does that it is compressed with
+_AHEAD = 2**24  # bytes read at a time, about: a record alone costs what the block does that it is compressed with
+_MOST = 1024  # ... and documents
 
 
 class Documents(Sequence[bytes]):
@@ -64,8 +65,12 @@ class Documents(Sequence[bytes]):
         return self._text(self._source[index])
 
     def __iter__(self) -> Iterator[bytes]:
-        for first in range(0, len(self), _BLOCK):
-            yield from self[first : first + _BLOCK]
+        first, count = 0, 16
+        while first < len(self):
+            block = self[first : first + count]
+            yield from block
+            first += len(block)
+            count = min(_MOST, 1 + _AHEAD * len(block) // (1 + sum(map(len, block))))
 
     def _text(self, item: dict[str, Any]) -> bytes:
         text = item[self._feature]

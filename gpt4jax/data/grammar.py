@@ -2,7 +2,8 @@
 
 A document is a sequence of choices, each a word, an opening or closing bracket, or the end. A word is drawn from a
 class whose distribution depends on the word before and on the innermost bracket; inside a class by Zipf's law, so
-that a learner meets ever rarer words, as in a natural language, and its loss falls by a power law. Spellings are
+that a learner meets ever rarer words, and its loss falls by a power law. (Zipf's exponent is 2, above that of natural
+languages: with 1.5 a decoder of 8e11 FLOPs is 31% above the entropy, with 2 one of 1e12 is 17%.) Spellings are
 distinct and end with a space and brackets are characters of their own, so a text has one derivation: the entropy
 of the text is that of the choices. It is summed here in closed form, without a sample.
 
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 CLASSES, WORDS_A_CLASS = 8, 2**13
-ZIPF = 1.5  # the r-th word of a class has a probability proportional to r^-1.5
+ZIPF = 2.0  # the r-th word of a class has a probability proportional to r^-2
 KINDS = 8  # of words, by what may follow them
 OPENING, CLOSING = "([{<", ")]}>"
 TYPES, MAX_DEPTH, MAX_WORDS = 4, 3, 48

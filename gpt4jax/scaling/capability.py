@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import digamma
 
+from gpt4jax.scaling import arguments
+
 _RESAMPLE_BLOCK = 2**24  # numbers of a block of bootstrap weights: 128 MiB
 
 
@@ -158,7 +160,7 @@ class PassRateLaw:
 
     def predict(self, compute: ArrayLike) -> Any:
         """The mean over problems of -log p at `compute` FLOPs: a float for a number, an array for an array."""
-        value = np.exp(np.log(self.alpha) - self.k * np.log(_positive("compute", compute)))
+        value = np.exp(np.log(self.alpha) - self.k * np.log(arguments.positive(compute=compute)[0]))
         return float(value) if value.ndim == 0 else value
 
     def interval(self, compute: ArrayLike, level: float = 0.9) -> tuple[Any, Any]:
@@ -170,14 +172,13 @@ class PassRateLaw:
             ValueError: a level outside (0, 1), no resamples, or over 5% of them without a law.
         """
         count = len(self.k_r)
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}; it must be between 0 and 1")
+        arguments.level(level)
         if self.undefined > 0.05 * (count + self.undefined) or not count:
             raise ValueError(
                 f"{self.undefined} of {count + self.undefined} resamples have no law: a model solved every sample of "
                 "every problem in them; draw more samples, or leave out the easiest problems or the largest model"
             )
-        log_c = np.log(_positive("compute", compute))
+        log_c = np.log(arguments.positive(compute=compute)[0])
         values = np.exp(np.multiply.outer(-np.asarray(self.k_r), log_c) + _column(self.log_alpha_r, log_c.ndim))
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return (float(low), float(high)) if log_c.ndim == 0 else (low, high)
@@ -195,7 +196,7 @@ def fit(compute_m: ArrayLike, neg_log_mp: ArrayLike, resamples: int = 1000, seed
     Raises:
         ValueError: one compute level, a mean of 0 (everything solved), or pass rates that do not rise with compute.
     """
-    compute_m, neg_log_mp = _positive("compute_m", compute_m), _estimates(neg_log_mp)
+    (compute_m,), neg_log_mp = arguments.positive(compute_m=compute_m), _estimates(neg_log_mp)
     if compute_m.shape != (len(neg_log_mp),):
         raise ValueError(f"compute of shape {compute_m.shape} for estimates of shape {neg_log_mp.shape}")
     if len(set(compute_m.tolist())) < 2:
@@ -291,13 +292,6 @@ def _estimates(neg_log_mp: ArrayLike) -> np.ndarray:
     array = np.asarray(neg_log_mp, np.float64)
     if array.ndim != 2 or not array.size or not np.isfinite(array).all() or (array < 0).any():
         raise ValueError(f"estimates of -log p of shape {array.shape}; finite, at least 0, (models, problems)")
-    return array
-
-
-def _positive(name: str, values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(f"{name} is {array.tolist()}; FLOPs are finite and above 0")
     return array
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gpt4jax.scaling import fitting
+from gpt4jax.scaling import arguments, fitting
 
 _EXPONENTS = (0.1, 0.3, 0.5, 0.8, 1.2)  # alpha and beta that descents start from; A, B and E follow from them
 _MIN_RUNS = 6
@@ -49,7 +49,7 @@ class Chinchilla:
         Raises:
             ValueError: an entry that is not positive.
         """
-        n, d = _positive(num_params, num_tokens)
+        n, d = arguments.positive(num_params=num_params, num_tokens=num_tokens)
         loss = self.E + self.A * n**-self.alpha + self.B * d**-self.beta
         return float(loss) if loss.ndim == 0 else loss
 
@@ -77,11 +77,9 @@ class Chinchilla:
         Raises:
             ValueError: a level outside (0, 1), an unknown kind, or too few runs to resample.
         """
-        n, d = np.broadcast_arrays(*_positive(num_params, num_tokens))
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}: it is a probability between 0 and 1, such as 0.9.")
-        if kind not in ("mean", "run"):
-            raise ValueError(f'kind is {kind!r}: it is "mean" (the law) or "run" (one more run).')
+        n, d = np.broadcast_arrays(*arguments.positive(num_params=num_params, num_tokens=num_tokens))
+        arguments.level(level)
+        arguments.kind(kind)
         laws = bootstrap(self, resamples, seed)
         a, b, e, alpha, beta = (column.reshape(-1, *[1] * n.ndim) for column in laws.T)
         losses = np.log(np.exp(e) + np.exp(a - alpha * np.log(n)) + np.exp(b - beta * np.log(d)))
@@ -130,7 +128,7 @@ def fit(
         ValueError: an entry that is not finite and positive (named), lengths that differ, fewer than six runs of
             some weight, or fewer than three distinct numbers of parameters or of tokens.
     """
-    n, d, loss_n, w = fitting.check_points(weights, num_params=num_params, num_tokens=num_tokens, loss=loss)
+    n, d, loss_n, w = arguments.points(weights, num_params=num_params, num_tokens=num_tokens, loss=loss)
     _require_spread(n[w > 0], d[w > 0])
     with jax.enable_x64(True):
         log_n, log_d, y, w_n, centre = _columns(n, d, loss_n, w)
@@ -213,14 +211,6 @@ def _require_spread(n: np.ndarray, d: np.ndarray) -> None:
     u, v = np.log(n), np.log(d)
     if abs(np.corrcoef(u, v)[0, 1]) > 1 - 1e-6:
         raise ValueError("num_tokens is a power of num_params in all runs: their two terms can't be told apart.")
-
-
-def _positive(*arrays: ArrayLike) -> list[np.ndarray]:
-    values = [np.asarray(array, np.float64) for array in arrays]
-    for array, value in zip(arrays, values, strict=True):
-        if not (value > 0).all():
-            raise ValueError(f"{array} parameters or tokens: numbers of them are positive.")
-    return values
 
 
 def _columns(n: np.ndarray, d: np.ndarray, loss: np.ndarray, w: np.ndarray) -> tuple[Any, ...]:

@@ -86,28 +86,6 @@ def minimize(
     return last.params, last.value
 
 
-def check_points(weights: ArrayLike | None, **columns: ArrayLike) -> tuple[np.ndarray, ...]:
-    """The columns and the weights (ones by default) as float64 vectors of one length.
-
-    Raises:
-        ValueError: lengths that differ, or an entry that is not finite and positive (a weight may be 0).
-    """
-    arrays = {name: np.atleast_1d(np.asarray(column, np.float64)) for name, column in columns.items()}
-    (first, size), *_ = ((name, array.shape) for name, array in arrays.items())
-    arrays["weights"] = np.ones(size) if weights is None else np.asarray(weights, np.float64)
-    for name, array in arrays.items():
-        if array.ndim != 1 or array.shape != size:
-            raise ValueError(f"{name} has shape {array.shape} and {first} {size}: give one number a run in each.")
-        good = np.isfinite(array) & ((array >= 0) if name == "weights" else (array > 0))
-        if not good.all():
-            i = int(np.argmin(good))
-            wanted = "finite and not negative" if name == "weights" else "finite and positive"
-            raise ValueError(f"{name}[{i}] is {array[i]}, not {wanted}: leave diverged or missing runs out, by name.")
-    if not arrays["weights"].any():
-        raise ValueError("All weights are 0: no run is left to fit.")
-    return tuple(arrays.values())
-
-
 def padded(*columns: np.ndarray) -> tuple[jax.Array, ...]:
     """Arrays with zeros after their last axis up to a multiple of 32; a weight of zero then keeps them out."""
     extra = -columns[0].shape[-1] % _PAD

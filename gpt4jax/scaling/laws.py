@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.special import fdtrc, stdtrit
 
-from gpt4jax.scaling import fitting
+from gpt4jax.scaling import arguments, fitting
 
 _STEEPEST, _FLATTEST = 2.0, 1e-3  # the range of -b
 _SHARE_MAX = 1 - 1e-6
@@ -54,7 +54,7 @@ class PowerLaw:
         Raises:
             ValueError: compute that is not positive.
         """
-        c = _positive(compute)
+        (c,) = arguments.positive(compute=compute)
         loss = self.a * c**self.b + self.c
         return float(loss) if loss.ndim == 0 else loss
 
@@ -78,11 +78,9 @@ class PowerLaw:
         Raises:
             ValueError: three or fewer levels of compute, no run to spare, or an argument out of its range.
         """
-        c = _positive(compute)
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}: it is a probability between 0 and 1, such as 0.9.")
-        if kind not in ("mean", "run"):
-            raise ValueError(f'kind is {kind!r}: it is "mean" (the law) or "run" (one more run).')
+        (c,) = arguments.positive(compute=compute)
+        arguments.level(level)
+        arguments.kind(kind)
         if reason := self._no_interval():
             raise ValueError(f"No interval: {reason}")
         runs = np.array(self.weights) > 0
@@ -155,7 +153,7 @@ def fit(
         ValueError: an entry that is not finite and positive (named), lengths that differ, a single level of compute,
             or losses that on the whole do not fall with compute: a law with b < 0 would be no account of them.
     """
-    x, loss_n, w = fitting.check_points(weights, compute=compute, loss=loss)
+    x, loss_n, w = arguments.points(weights, compute=compute, loss=loss)
     levels = np.unique(x[w > 0])
     if len(levels) < 2:
         raise ValueError(f"All runs have {levels[0]:.4g} FLOPs: a law in compute needs more than one level of it.")
@@ -218,13 +216,6 @@ def _lack_of_fit(law: PowerLaw) -> float:
         return 1.0
     misfit = law.noise**2 * (len(y) - law._num_parameters) - pure
     return float(fdtrc(spare, within, max(misfit, 0) / spare / (pure / within)))
-
-
-def _positive(compute: ArrayLike) -> np.ndarray:
-    c = np.asarray(compute, np.float64)
-    if not (c > 0).all():
-        raise ValueError(f"compute is {compute}: FLOPs are positive.")
-    return c
 
 
 def _require_fall(log_compute: np.ndarray, log_loss: np.ndarray, w: np.ndarray) -> None:

@@ -152,3 +152,38 @@ def test_no_usable_document(tmp_path):
     bad.write_text('{"text": "fine"}\n{"txt": "no"}\n')
     with pytest.raises(UserError, match="line 2: not a JSON object with the key 'text'"):
         corpora.prepare(options(dataset=f"jsonl:{bad}"), tmp_path)
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1024), (2**20, 16), (2**26, 1)])
+def test_documents_are_read_by_the_block_but_not_in_more_bytes_than_there_is_room_for(size, most):
+    """Every document once and in order; blocks of short ones are long, those of long ones short after the first."""
+    blocks = []
+
+    class Source:
+        def __len__(self):
+            return 3000
+
+        def __getitems__(self, numbers):
+            blocks.append(len(numbers))
+            return [{"text": Long(f"{i}", size)} for i in numbers]
+
+    class Long(str):  # a text that says it is of `size` bytes
+        def __new__(cls, text, size):
+            self = super().__new__(cls, text)
+            self.size = size
+            return self
+
+        def encode(self):
+            return Sized(str(self).encode(), self.size)
+
+    class Sized(bytes):
+        def __new__(cls, text, size):
+            self = super().__new__(cls, text)
+            self.size = size
+            return self
+
+        def __len__(self):
+            return self.size
+
+    assert [bytes(text) for text in corpora.Documents(Source(), "text")] == [str(i).encode() for i in range(3000)]
+    assert sum(blocks) == 3000 and max(blocks[1:]) == most

@@ -123,7 +123,7 @@ def test_bad_questions_are_refused_in_words(law):
         law.interval(1e10, 1e11, 90)
     with pytest.raises(ValueError, match='"mean" .* or "run"'):
         law.interval(1e10, 1e11, kind="each")
-    with pytest.raises(ValueError, match="numbers of them are positive"):
+    with pytest.raises(ValueError, match="num_(params|tokens) is .*: it must be above 0"):
         law.predict(1e10, 0)
     few = np.array([0, 2, 4, 11, 13, 20, 29])
     with pytest.raises(ValueError, match="too few for an interval"):

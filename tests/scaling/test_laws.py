@@ -200,5 +200,5 @@ def test_bad_questions_are_refused_in_words():
     with pytest.raises(ValueError, match='"mean" .* or "run"'):
         law.interval(1e20, kind="prediction")
     for compute in (0.0, -1e20, math.nan):
-        with pytest.raises(ValueError, match="FLOPs are positive"):
+        with pytest.raises(ValueError, match="compute is .*: it must be above 0"):
             law.predict(compute)
