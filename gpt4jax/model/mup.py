@@ -3,22 +3,23 @@
 Width by Tensor Programs V (Yang et al. 2022, tables 3 and 8, Adam): m = embed_dim / base_embed_dim, with the MLP
 and the heads grown in proportion. Depth by CompleteP (Dey et al. 2025): l = num_layers / base_num_layers, where
 every residual branch is divided by l, so that each layer goes on learning as depth grows and the learning
-rate stays. At the base shape (m = l = 1) only the zeros below differ from the standard parametrisation.
+rate stays. At the base shape (m = l = 1) only the zero below differs from the standard parametrisation.
 
     role     what                               first std     learning rate   eps of Adam
     input    embeddings                         s             1               1/m
     hidden   matrices inside the blocks         s / sqrt(m)   1/m             1/(m l)
     query    hidden, and 0 at first             0             1/m             1/(m l)
-    output   the output matrix                  0             1               1/m
+    output   the output matrix                  s             1               1/m
     vector   norms and biases                   as they are   1               1/m, in blocks 1/(m l)
 
     forward pass: branches of the residual stream times 1/l; logits times 1/m;
     attention scores q k sqrt(base_head_dim) / head_dim, which is q k / sqrt(head_dim) at the base.
 
 s is init_std; of matrices that write into the residual stream s / sqrt(2 base_num_layers). Weight decay is that of
-the schedule's learning rate for every role. Zero queries and outputs are Yang et al.'s advice (appendix D.2):
-a function of zero at the start does not depend on the width. Queries behind qk_norm are not zeroed: a norm has
-no use for zeros.
+the schedule's learning rate for every role. Zero queries are Yang et al.'s advice (appendix D.2): attention that is
+even at the start does not depend on the width. Queries behind qk_norm are not zeroed: a norm has no use for zeros.
+Yang et al.'s zero outputs are not here: gradients then reach the decoder through a matrix that has only begun to
+grow, and short runs never make up for it (configs/mup.py at 64x2: 2.48 nats/token, against 2.13).
 """
 
 import dataclasses
@@ -54,7 +55,7 @@ def scale(config: Config, role: str, group: str) -> Scale:
         "input": Scale(1.0, 1.0, eps),
         "hidden": Scale(1 / math.sqrt(m), 1 / m, eps),
         "query": Scale(1 / math.sqrt(m) if config.qk_norm else 0.0, 1 / m, eps),
-        "output": Scale(0.0, 1.0, eps),
+        "output": Scale(1.0, 1.0, eps),
         "vector": Scale(1.0, 1.0, eps),
     }[role]
 
