@@ -75,14 +75,17 @@ def tiny(tmp_path_factory):
         "data.dataset": f"folder:{corpus}", "data.tokenizer": "bytes", "model.vocab_size": 257, "num_steps": 24,
         "batch_size": 2, "data.seq_len": 32, "optimizer.warmup_steps": 2, "sweep.widths": "(32,64)",
         "sweep.depths": "(2,)", "sweep.learning_rates": tuple(2.0**-k for k in range(3, 14, 2)), "sweep.seeds": 2,
-        "sweep.coordinate_widths": "(32,64,128)", "sweep.coordinate_steps": 10, "data.cache_dir": root / "cache",
+        "sweep.coordinate_widths": "(64,128,256)", "sweep.coordinate_steps": 10, "data.cache_dir": root / "cache",
     }  # fmt: skip
     words = [f"--config.{key}={value}" for key, value in flags.items()]
     return root, ["--config", str(ROOT / "configs" / "mup.py"), *words]
 
 
 def test_coordinates_are_flat_under_mup_only(tiny, capsys):
-    """Widths 32 to 128, where muP is not yet at its limit: changes keep about their size, and grow in the standard."""
+    """Widths 64 to 256, where muP is not yet at its limit: changes keep about their size, and grow in the standard.
+
+    (The first output matrix adds to the logits' change what falls as 1 / sqrt(width).)
+    """
     root, flags = tiny
     assert coordinates.main([*flags, "--config.sweep.seeds=1", "--workdir", str(root / "work")]) == 0
     slopes = json.loads((root / "work" / "coordinates.json").read_text())["slopes"]
