@@ -7,6 +7,7 @@ compares. The same command resumes what was interrupted.
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def _train_ladder(study: Study, where, force: bool):
     runs, folder = study.plan.runs, study.workdir / "runs"
     registered = (study.workdir / FORECAST).exists()
     forced = [] if registered else _foreign(runs, folder, forecast.provenance(), study.facts, force)
-    results = pool.train_all(runs, folder, where, train, job.say)
+    results = pool.train_all(runs, folder, where, _job(study), job.say)
     files.replace(study.workdir / "ladder.json", json.dumps([_row(r) for r in results], indent=1) + "\n")
     return results, _solved(study, results, folder), forced
 
@@ -126,7 +127,7 @@ def _train_target(study: Study, results, document: dict[str, Any], force: bool) 
         files.replace(folder / SEAL, document["sha256"] + "\n")
         with (folder / FORCED).open("a") as lines:  # every start's, so that no later report forgets it
             lines.writelines(f"{line}\n" for line in since)
-    done = pool.train_all(plan.targets, folder, [pool.Place({}, ())], train, job.say)
+    done = pool.train_all(plan.targets, folder, [pool.Place({}, ())], _job(study), job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)
     starts = (folder / FORCED).read_text().splitlines() if (folder / FORCED).is_file() else []
@@ -155,13 +156,18 @@ def _train_target(study: Study, results, document: dict[str, Any], force: bool) 
         raise UserError(f"the target came to no loss; the forecast stands in {workdir / FORECAST}")
 
 
+def _job(study: Study) -> pool.Train:
+    """What a worker does with a run."""
+    return functools.partial(solving.after, train, study.problems, study.config.ladder) if study.problems else train
+
+
 def _solved(study: Study, results, folder: pathlib.Path) -> dict[str, Any]:
     """Each ended run's outcomes over the problems, sampled where they are not kept yet."""
     outcomes = {}
     for result in results if study.problems else ():
         if result.ended:
             name = result.run.name
-            outcomes[name] = solving.of_run(result.run, folder / name, study.problems, study.config.ladder)
+            outcomes[name] = solving.of_run(folder / name, study.problems, study.config.ladder)
             job.say(f"{name}: solved {sum(map(any, outcomes[name]))} of {len(study.problems)} problems")
     return outcomes
 

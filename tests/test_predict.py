@@ -142,6 +142,24 @@ def test_a_target_that_came_to_no_loss_is_said_and_the_forecast_stands(place, fi
     assert (workdir / "forecast.json").read_bytes() == before
 
 
+def test_every_run_is_asked_to_solve_code_tasks(place, tmp_path):
+    """Runs of a few dozen steps solve none: the job says so, and forecasts the loss all the same."""
+    flags = ["code_tasks:1", "model.max_seq_len=256", "seq_len=256", "problems_per_level=1", "sample_budget=4"]
+    groups = ["data.dataset=", "", "data.", "ladder.", "ladder."]
+    words = [f"--config.{group}{flag}" for group, flag in zip(groups, flags, strict=True)]
+    words += ["--config.ladder.successes=1", "--config.ladder.target_seeds=1", "--config.eval.num_rows=8",
+              "--config.ladder.levels=4", "--config.ladder.ratios=(10.0,)"]  # fmt: skip
+    done = place(tmp_path / "work", *words)
+    assert done.returncode == 0, done.stderr
+    document, report = (json.loads((tmp_path / "work" / f"{name}.json").read_text()) for name in ("forecast", "report"))
+    assert [row["ratio"] for row in document["capability"]] == [10.0] and len(report["capability"]) == 1
+    for folder in [*(tmp_path / "work" / "runs").iterdir(), *(tmp_path / "work" / "target").iterdir()]:
+        if folder.is_dir():
+            outcomes = json.loads((folder / "solved.json").read_text())["outcomes"]
+            assert [len(row) for row in outcomes] == [4] * 6, folder
+    assert (tmp_path / "work" / "figure2.png").is_file() and "pass rates forecast from" in done.stdout
+
+
 def test_a_forecast_that_was_mended_after_the_target_is_refused(place, finished, tmp_path):
     """Its own seal fits again, but the target was begun with another."""
     workdir = copy_of(finished, tmp_path)

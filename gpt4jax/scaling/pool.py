@@ -84,7 +84,8 @@ def train_all(
 ) -> list[Result]:
     """Trains the runs that have not ended, the dearest first; a run that diverges is a result without a loss.
 
-    `train(config, workdir)` is the job, a function of a module (`gpt4jax.train.train`), as each worker imports it.
+    `train(config, workdir)` is the job, a function of a module (`gpt4jax.train.train`) or a partial of one: each worker
+    imports it.
 
     Raises:
         UserError: what is wrong with the config or the data, or a worker that died.

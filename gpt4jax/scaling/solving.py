@@ -16,7 +16,7 @@ from gpt4jax.data.code_tasks import Problem
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import capability
 from gpt4jax.scaling.forecast import code_digest
-from gpt4jax.scaling.ladder import Run
+from gpt4jax.scaling.pool import Train
 
 KEPT = "solved.json"  # in a run's folder
 _SAMPLING_CODE = ("data", "inference", "model", "scaling/solving.py")
@@ -70,11 +70,19 @@ def neg_log_pass_rates(outcomes: Outcomes, successes: int) -> np.ndarray:
     return out
 
 
-def of_run(run: Run, workdir: pathlib.Path, problems: Sequence[Problem], options: Any) -> Outcomes:
+def after(train: Train, problems: Sequence[Problem], options: Any, config: Any, workdir: pathlib.Path) -> int:
+    """Trains a run and has it solve the problems in the same worker; the status that its training ended with."""
+    status = train(config, workdir)
+    if status == 0:
+        of_run(workdir, problems, options)
+    return status
+
+
+def of_run(workdir: pathlib.Path, problems: Sequence[Problem], options: Any) -> Outcomes:
     """The outcomes of a trained run's last checkpoint, sampled at temperature 1; kept in its folder and resumed.
 
-    `options` is the config group `ladder`. What is kept of other problems or budgets, or was drawn by other code, is
-    drawn anew.
+    The folder's name is the run's, from which its draws have their seeds. `options` is the config group `ladder`.
+    What is kept of other problems or budgets, or was drawn by other code, is drawn anew.
     """
     path = workdir / KEPT
     asked = [dataclasses.asdict(problem) for problem in problems], options.sample_budget, options.successes
@@ -86,12 +94,10 @@ def of_run(run: Run, workdir: pathlib.Path, problems: Sequence[Problem], options
         packed = ["".join(map(str, row)) for row in outcomes]
         files.replace(path, json.dumps({"key": key, "outcomes": packed}) + "\n")
 
-    return solve(
-        problems, _sampler(run.name, workdir, problems), options.sample_budget, options.successes, before, keep
-    )
+    return solve(problems, _sampler(workdir, problems), options.sample_budget, options.successes, before, keep)
 
 
-def _sampler(name: str, workdir: pathlib.Path, problems: Sequence[Problem]):
+def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
     """Samples by the engine, which is made when the first are wanted. Every run and problem has seeds of its own."""
     engines: list[Any] = []
 
@@ -103,7 +109,7 @@ def _sampler(name: str, workdir: pathlib.Path, problems: Sequence[Problem]):
         (engine,) = engines
         prompts = [engine.tokenizer.prompt(problem.prompt) for problem in problems]
         room = [min(code_tasks.MAX_BYTES, engine.max_len - len(prompt)) for prompt in prompts]
-        requests = [Request(prompts[p], room[p], seed=_seed(name, problems[p].name, i)) for p, i in wanted]
+        requests = [Request(prompts[p], room[p], seed=_seed(workdir.name, problems[p].name, i)) for p, i in wanted]
         return [result.text for result in engine.generate(requests)]
 
     return sample
