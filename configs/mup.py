@@ -21,7 +21,7 @@ def get_config():
     )  # fmt: skip
     c.data.tokenizer = "bytes"
     c.data.seq_len = 128
-    c.optimizer.warmup_steps = 64  # with 16, early steps at a high rate spoil some seeds for good, more so deep ones
+    c.optimizer.warmup_steps = 64
     c.optimizer.weight_decay = 0.0
     c.optimizer.final_fraction = 0.0
     return c
