@@ -25,7 +25,7 @@ def get_config():
     c.checkpoint.checkpoint_every_steps = 1000
     c.eval.update(num_rows=256, batch_size=64)
     c.ladder.update(
-        target_compute=2.1e14, min_compute=1.4e11, max_compute=2.1e12, levels=8, ratios=(100.0,), seeds=2,
+        target_compute=2.2e14, min_compute=1.4e11, max_compute=2.1e12, levels=8, ratios=(100.0,), seeds=2,
         target_seeds=1, min_layers=3, width_per_layer=1e6, base_tokens=1e6, batch_exponent=0.5, rate_exponent=0.2,
         curve_points=4, problems_per_level=12, sample_budget=512, successes=2,
     )  # fmt: skip

@@ -148,7 +148,7 @@ def test_every_run_is_asked_to_solve_code_tasks(place, tmp_path):
     groups = ["data.dataset=", "", "data.", "ladder.", "ladder."]
     words = [f"--config.{group}{flag}" for group, flag in zip(groups, flags, strict=True)]
     words += ["--config.ladder.successes=1", "--config.ladder.target_seeds=1", "--config.eval.num_rows=8",
-              "--config.ladder.levels=4", "--config.ladder.ratios=(10.0,)"]  # fmt: skip
+              "--config.ladder.levels=3", "--config.ladder.ratios=(10.0,)"]  # fmt: skip
     done = place(tmp_path / "work", *words)
     assert done.returncode == 0, done.stderr
     document, report = (json.loads((tmp_path / "work" / f"{name}.json").read_text()) for name in ("forecast", "report"))
