@@ -162,7 +162,10 @@ def _job(study: Study) -> pool.Train:
 
 
 def _solved(study: Study, results, folder: pathlib.Path) -> dict[str, Any]:
-    """Each ended run's outcomes over the problems, sampled where they are not kept yet."""
+    """Each ended run's outcomes over the problems.
+
+    Its worker has drawn them; what a stop left, or changed code made void, is drawn here, on the CPU.
+    """
     outcomes = {}
     for result in results if study.problems else ():
         if result.ended:

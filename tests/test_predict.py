@@ -143,16 +143,20 @@ def test_a_target_that_came_to_no_loss_is_said_and_the_forecast_stands(place, fi
 
 
 def test_every_run_is_asked_to_solve_code_tasks(place, tmp_path):
-    """Runs of a few dozen steps solve none: the job says so, and forecasts the loss all the same."""
+    """In the workers, before the job looks; runs of a few dozen steps solve none, which it says, and goes on."""
     flags = ["code_tasks:1", "model.max_seq_len=256", "seq_len=256", "problems_per_level=1", "sample_budget=4"]
     groups = ["data.dataset=", "", "data.", "ladder.", "ladder."]
     words = [f"--config.{group}{flag}" for group, flag in zip(groups, flags, strict=True)]
     words += ["--config.ladder.successes=1", "--config.ladder.target_seeds=1", "--config.eval.num_rows=8",
-              "--config.ladder.levels=3", "--config.ladder.ratios=(10.0,)"]  # fmt: skip
+              "--config.ladder.levels=2", "--config.ladder.ratios=(10.0,)", "--config.ladder.buckets=1"]  # fmt: skip
     done = place(tmp_path / "work", *words)
     assert done.returncode == 0, done.stderr
     document, report = (json.loads((tmp_path / "work" / f"{name}.json").read_text()) for name in ("forecast", "report"))
-    assert [row["ratio"] for row in document["capability"]] == [10.0] and len(report["capability"]) == 1
+    (capability,) = document["capability"]
+    assert "no problem of 6 is solved 1 times in 2 samples by every model" in capability["no_forecast"]
+    assert capability["no_forecast"] in done.stdout and report["capability"] == [[]]
+    before = (tmp_path / "work" / "ladder.json").stat().st_mtime_ns  # written when the workers have ended
+    assert all(path.stat().st_mtime_ns < before for path in (tmp_path / "work" / "runs").glob("*/solved.json"))
     for folder in [*(tmp_path / "work" / "runs").iterdir(), *(tmp_path / "work" / "target").iterdir()]:
         if folder.is_dir():
             outcomes = json.loads((folder / "solved.json").read_text())["outcomes"]

@@ -70,7 +70,8 @@ class Documents(Sequence[bytes]):
             block = self[first : first + count]
             yield from block
             first += len(block)
-            count = min(_MOST, 1 + _AHEAD * len(block) // (1 + sum(map(len, block))))
+            fit = _AHEAD * len(block) // (1 + sum(map(len, block)))  # if the next are like these: a guess
+            count = min(_MOST, 2 * count, 1 + fit)
 
     def _text(self, item: dict[str, Any]) -> bytes:
         text = item[self._feature]

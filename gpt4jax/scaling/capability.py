@@ -196,7 +196,7 @@ def fit(compute_m: ArrayLike, neg_log_mp: ArrayLike, resamples: int = 1000, seed
     Raises:
         ValueError: one compute level, a mean of 0 (everything solved), or pass rates that do not rise with compute.
     """
-    (compute_m,), neg_log_mp = arguments.positive(compute_m=compute_m), _estimates(neg_log_mp)
+    (compute_m, _), neg_log_mp = arguments.points(None, compute_m=compute_m), _estimates(neg_log_mp)
     if compute_m.shape != (len(neg_log_mp),):
         raise ValueError(f"compute of shape {compute_m.shape} for estimates of shape {neg_log_mp.shape}")
     if len(set(compute_m.tolist())) < 2:

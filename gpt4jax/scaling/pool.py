@@ -107,7 +107,7 @@ def train_all(
 
 
 class _Workers:
-    """Processes that train runs. SIGTERM and Ctrl-C stop them at their next step, and nothing more is begun.
+    """Processes that train runs. SIGTERM and Ctrl-C stop training at its next step, and nothing more is begun.
 
     On leaving, for whatever reason, all of them have saved and ended. `asked` is the signal that came, if one did.
     """
@@ -183,6 +183,11 @@ def _machine() -> tuple[str, int]:
 _stopped: list[Any] = []  # in a worker: the event that says that no run shall begin
 
 
+def stopping() -> bool:
+    """Whether this process is a worker that has been asked to stop."""
+    return bool(_stopped) and _stopped[0].is_set()
+
+
 def _settle(queue, stop) -> None:
     """Takes a place, before this worker's JAX looks for devices."""
     for number in (signal.SIGTERM, signal.SIGINT):  # between runs: a worker that died with the queue would block all
@@ -199,8 +204,8 @@ def _train(train: Train, fields: dict, workdir: pathlib.Path, code: str) -> int 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     try:
-        return TERMINATED if _stopped[0].is_set() else _run(train, fields, workdir, code)
-    except KeyboardInterrupt:  # before the first step; from then on the run takes signals itself, and saves
+        return TERMINATED if stopping() else _run(train, fields, workdir, code)
+    except KeyboardInterrupt:  # before the first step or after the last; between them the run takes signals, and saves
         return TERMINATED
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,7 +16,8 @@ from gpt4jax.data.code_tasks import Problem
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import capability
 from gpt4jax.scaling.forecast import code_digest
-from gpt4jax.scaling.pool import Train
+from gpt4jax.scaling.pool import Train, stopping
+from gpt4jax.signals import TERMINATED
 
 KEPT = "solved.json"  # in a run's folder
 _SAMPLING_CODE = ("data", "inference", "model", "scaling/solving.py")
@@ -71,8 +72,10 @@ def neg_log_pass_rates(outcomes: Outcomes, successes: int) -> np.ndarray:
 
 
 def after(train: Train, problems: Sequence[Problem], options: Any, config: Any, workdir: pathlib.Path) -> int:
-    """Trains a run and has it solve the problems in the same worker; the status that its training ended with."""
+    """Trains a run and has it solve the problems in the same worker; the status that it ended with."""
     status = train(config, workdir)
+    if status == 0 and stopping():  # asked to while the run ended: it is whole, and its problems can wait
+        return TERMINATED
     if status == 0:
         of_run(workdir, problems, options)
     return status

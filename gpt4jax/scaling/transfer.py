@@ -1,8 +1,8 @@
 """Does one learning rate serve all sizes? `python -m gpt4jax.scaling.transfer --config configs/mup.py --workdir DIR`.
 
 Short runs over learning rates, widths, depths and seeds, in muP and in the standard parametrisation; the best rate of
-each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), transfer.json and transfer.png. A start that
-asks for some sizes only, with more seeds or other rates, adds its runs there, and every later start uses them.
+each size is the vertex of a parabola. DIR gets runs.jsonl (resumed from), and transfer.json and transfer.png of the
+sizes asked for. A start that asks for more seeds or other rates of some sizes adds its runs there, for later ones.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from gpt4jax import files, job
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import forecast
 
-REACH = 2  # rates on each side of the best one that the parabola goes through
+REACH = 2.0  # octaves on each side of the best learning rate that the parabola goes through
 
 
 class Vertex(NamedTuple):
@@ -46,7 +46,7 @@ def vertex(log2_rates: Sequence[float], losses_sr: np.ndarray, level: float = 0.
     best = int(np.argmin(mean))
     if not 0 < best < len(x) - 1 or not np.isfinite(mean[best - 1 : best + 2]).all():
         raise ValueError(f"the least loss is at the end of the learning rates, 2^{x[best]:g}: widen them")
-    near = slice(max(0, best - REACH), best + REACH + 1)
+    near = np.abs(x - x[best]) <= REACH  # not a number of rates: some sizes may have more of them than others
     found = []
     for row in y[:, near]:
         keep = np.isfinite(row)
@@ -105,6 +105,8 @@ def describe(report: Mapping[str, Any]) -> str:
     lines = []
     for name, axes in report.items():
         for axis, found in axes.items():
+            if not found["best"]:
+                continue
             best = [f"{size}: {row['error'] if 'error' in row else _rate(row)}" for size, row in found["best"].items()]
             moved = f"x{found['spread']:.2f}" if found["spread"] else "not known"
             if found["interval"]:
@@ -114,7 +116,8 @@ def describe(report: Mapping[str, Any]) -> str:
 
 
 def _rate(row: Mapping[str, Any]) -> str:
-    return f"2^{row['log2_rate']:.2f}" + (f"±{row['half_width']:.2f}" if row["half_width"] is not None else "")
+    half = f"±{row['half_width']:.2f}" if row["half_width"] is not None else ""
+    return f"2^{row['log2_rate']:.2f}{half} ({row['seeds']} seeds)"
 
 
 def grid(
@@ -122,11 +125,11 @@ def grid(
 ) -> tuple[list[float], np.ndarray]:
     """All that there is of a decoder beside what was asked for: its rates, and its losses (seeds, rates).
 
-    Its seeds are those that have all of `rates`; its rates those that all of these seeds have.
+    Its rates are those that all of `seeds` have; its seeds those that have all of these rates.
     """
     found = {(rate, seed) for *mine, rate, seed in losses if tuple(mine) == shape}
-    more = sorted({s for _, s in found if all((r, s) in found for r in rates)} | set(seeds))
-    have = sorted({r for r, _ in found if all((r, s) in found for s in more)} | set(rates))
+    have = sorted({r for r, _ in found if all((r, s) in found for s in seeds)} | set(rates))
+    more = sorted({s for _, s in found if all((r, s) in found for r in have)} | set(seeds))
     return have, np.array([[losses[(*shape, r, s)] for r in have] for s in more])
 
 
@@ -150,7 +153,7 @@ def summary(losses: Mapping[tuple, float], sizes: Mapping[tuple, tuple], options
                     rows[str(size)] |= {"log2_rate": at, "half_width": None if math.isnan(half) else half}
                 except ValueError as error:
                     rows[str(size)]["error"] = str(error)
-            moved, interval = spread(vertices) if rows and len(vertices) == len(rows) else (None, None)
+            moved, interval = spread(vertices) if len(vertices) == len(rows) > 1 else (None, None)
             report[name][axis] = {"best": rows, "spread": moved, "interval": interval}
     return report
 
@@ -165,14 +168,16 @@ class _Runs:
         data = {name: facts[name] for name in ("fingerprint", "tokenizer_fingerprint")}
         head = json.dumps({"config": fields, "data": data, "trained_by": forecast.provenance()})
         self.losses: dict[tuple, float] = {}
-        lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a last line that a kill cut off is none
+        text = path.read_text() if path.is_file() else ""
+        lines = text.split("\n")[:-1]  # a last line that a kill cut off is none
         if lines and lines[0] != head:
             raise UserError(f"{path} was begun with another config, data, code or versions; choose another workdir")
         for line in lines[1:]:
             row = json.loads(line)
             self.losses[tuple(row["run"])] = float("nan") if row["loss"] is None else row["loss"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, "".join(f"{line}\n" for line in lines or [head]))
+        if text != (whole := "".join(f"{line}\n" for line in lines or [head])):
+            files.replace(path, whole)  # and not otherwise: another start may be adding to it
         self._file = path.open("a")
 
     def add(self, key: tuple, loss: float) -> None:

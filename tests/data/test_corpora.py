@@ -155,7 +155,7 @@ def test_no_usable_document(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "most"), [(1, 1024), (2**20, 16), (2**26, 1)])
-def test_documents_are_read_by_the_block_but_not_in_more_bytes_than_there_is_room_for(size, most):
+def test_documents_are_read_in_blocks_of_about_as_many_bytes(size, most):
     """Every document once and in order; blocks of short ones are long, those of long ones short after the first."""
     blocks = []
 

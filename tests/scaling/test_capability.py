@@ -216,7 +216,8 @@ def test_resamples_without_a_law_are_counted_and_then_refused():
         ([1e12, 1e15], [[1.0], [1.0]], "do not rise"),
         ([1e12, 1e15], [[1.0], [2.0]], "do not rise"),
         ([1e12], [[1.0], [2.0]], "shape"),
-        ([0.0, 1e12], [[2.0], [1.0]], "above 0"),
+        ([0.0, 1e12], [[2.0], [1.0]], "compute_m\\[0\\] is 0.0, not finite and positive"),
+        ([1e12, np.inf], [[2.0], [1.0]], "compute_m\\[1\\] is inf, not finite and positive"),
         ([1e11, 1e12], [[np.nan], [1.0]], "finite"),
     ],
 )

@@ -75,14 +75,14 @@ def tiny(tmp_path_factory):
         "data.dataset": f"folder:{corpus}", "data.tokenizer": "bytes", "model.vocab_size": 257, "num_steps": 24,
         "batch_size": 2, "data.seq_len": 32, "optimizer.warmup_steps": 2, "sweep.widths": "(32,64)",
         "sweep.depths": "(2,)", "sweep.learning_rates": tuple(2.0**-k for k in range(3, 14, 2)), "sweep.seeds": 2,
-        "sweep.coordinate_widths": "(64,128,256)", "sweep.coordinate_steps": 10, "data.cache_dir": root / "cache",
+        "sweep.coordinate_widths": "(64,256)", "sweep.coordinate_steps": 10, "data.cache_dir": root / "cache",
     }  # fmt: skip
     words = [f"--config.{key}={value}" for key, value in flags.items()]
     return root, ["--config", str(ROOT / "configs" / "mup.py"), *words]
 
 
 def test_coordinates_are_flat_under_mup_only(tiny, capsys):
-    """Widths 64 to 256, where muP is not yet at its limit: changes keep about their size, and grow in the standard.
+    """Widths 64 and 256, where muP is not yet at its limit: changes keep about their size, and grow in the standard.
 
     (The first output matrix adds to the logits' change what falls as 1 / sqrt(width).)
     """
@@ -115,11 +115,11 @@ def test_the_sweep_resumes(tiny, capsys, monkeypatch):
 
 
 def test_a_sweep_takes_seeds_and_rates_that_it_was_not_asked_for():
-    """By hand: the seeds that have every rate asked for, the rates that all those seeds have."""
+    """By hand: the rates that all seeds asked for have, the seeds that have all those rates."""
     shape = ("mup", 64, 2)
     losses = {(*shape, rate, seed): 10 * rate + seed for rate in (1, 2, 4) for seed in (0, 1, 5)}
-    losses |= {(*shape, 8, 0): 80.0, (*shape, 1, 7): 17.0, ("mup", 64, 4, 1, 9): 0.0}
-    rates, table = transfer.grid(losses, shape, [1, 2], [0, 1])
+    losses |= {(*shape, 8, 0): 80.0, (*shape, 1, 7): 17.0, (*shape, 2, 7): 27.0, ("mup", 64, 4, 1, 9): 0.0}
+    rates, table = transfer.grid(losses, shape, [1, 2], [0, 1])  # 7 lacks a rate that was found at 0 and 1
     assert rates == [1, 2, 4] and table.tolist() == [[10, 20, 40], [11, 21, 41], [15, 25, 45]]
     options = sweep.default().sweep.copy_and_resolve_references()
     options.update(learning_rates=(1.0, 2.0), seeds=2)
@@ -127,6 +127,15 @@ def test_a_sweep_takes_seeds_and_rates_that_it_was_not_asked_for():
     best = transfer.summary(losses, {("width", 64): (64, 2)}, options)["mup"]["width"]["best"]["64"]
     assert (best["seeds"], best["learning_rates"]) == (3, [1, 2, 4]) and "at the end" in best["error"]
     assert best["loss"] == [12, 22, 42]
+
+
+def test_the_parabola_spans_as_many_octaves_on_any_grid():
+    """Losses that are no parabola: half steps in between leave the reach, and so the vertex, about where it was."""
+    whole, half = np.arange(-11.0, -3), np.arange(-11.0, -3.4, 0.5)
+    lost = lambda x: 3 + 0.1 * (x + 7) ** 2 + 0.02 * (x + 7) ** 3  # noqa: E731
+    wide, fine = (transfer.vertex(list(x), lost(x)[None]).log2_rate for x in (whole, half))
+    narrow = transfer.vertex(list(half), np.where(np.abs(half + 7) <= 1, lost(half), np.nan)[None]).log2_rate
+    assert abs(wide - fine) < 0.5 * abs(narrow - wide)
 
 
 @pytest.mark.parametrize(
