@@ -144,12 +144,10 @@ def test_a_target_that_came_to_no_loss_is_said_and_the_forecast_stands(place, fi
 
 def test_every_run_is_asked_to_solve_code_tasks(place, tmp_path):
     """In the workers, before the job looks; runs of a few dozen steps solve none, which it says, and goes on."""
-    flags = ["code_tasks:1", "model.max_seq_len=256", "seq_len=256", "problems_per_level=1", "sample_budget=4"]
-    groups = ["data.dataset=", "", "data.", "ladder.", "ladder."]
-    words = [f"--config.{group}{flag}" for group, flag in zip(groups, flags, strict=True)]
-    words += ["--config.ladder.successes=1", "--config.ladder.target_seeds=1", "--config.eval.num_rows=8",
-              "--config.ladder.levels=2", "--config.ladder.ratios=(10.0,)", "--config.ladder.buckets=1"]  # fmt: skip
-    done = place(tmp_path / "work", *words)
+    flags = ["data.dataset=code_tasks:1", "data.seq_len=256", "model.max_seq_len=256", "eval.num_rows=8"]
+    flags += ["ladder.levels=2", "ladder.ratios=(10.0,)", "ladder.target_seeds=1", "ladder.problems_per_level=1"]
+    flags += ["ladder.sample_budget=4", "ladder.successes=1", "ladder.buckets=1"]
+    done = place(tmp_path / "work", *(f"--config.{flag}" for flag in flags))
     assert done.returncode == 0, done.stderr
     document, report = (json.loads((tmp_path / "work" / f"{name}.json").read_text()) for name in ("forecast", "report"))
     (capability,) = document["capability"]

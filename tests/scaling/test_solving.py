@@ -9,6 +9,7 @@ import pytest
 from gpt4jax.data import code_tasks
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import solving
+from gpt4jax.signals import TERMINATED
 
 OPTIONS = types.SimpleNamespace(
     sample_budget=4000, successes=2, buckets=3, excluded_problems=0.1, level=0.9, problems_per_level=5
@@ -177,3 +178,12 @@ def test_selection_does_not_bias_the_easiest_bucket():
     ]
     for bucket in solving.forecast(compute, outcomes, names, 1e14, options)["buckets"]:
         assert bucket["forecast"] == pytest.approx(2.0 * 1e4**-0.2, rel=0.1)
+
+
+@pytest.mark.parametrize(("status", "stopped", "ends"), [(0, False, 0), (0, True, TERMINATED), (3, False, 3)])
+def test_only_a_run_that_ended_in_peace_goes_on_to_solve(status, stopped, ends, monkeypatch, tmp_path):
+    solved = []
+    monkeypatch.setattr(solving, "stopping", lambda: stopped)
+    monkeypatch.setattr(solving, "of_run", lambda *given: solved.append(given))
+    assert solving.after(lambda config, workdir: status, ("problem",), "options", "config", tmp_path) == ends
+    assert solved == ([(tmp_path, ("problem",), "options")] if ends == 0 else [])
