@@ -100,6 +100,11 @@ class PowerLaw:
     def _num_parameters(self) -> int:
         return 3 if self.irreducible else 2
 
+    @property
+    def identified(self) -> bool:
+        """Whether the runs speak for a c: its 90% interval is to be had and lies above 0."""
+        return self.irreducible and not self._no_interval() and self.interval(np.inf)[0] > 0
+
     def _no_interval(self) -> str:
         """Why the runs give no interval; empty if they do."""
         used = [c for c, w in zip(self.compute, self.weights, strict=True) if w > 0]
@@ -187,10 +192,9 @@ def _doubts(law: PowerLaw, levels: int) -> list[str]:
         doubts.append("Two levels of compute can't tell c from the rest: c is set to 0, and the law is a C^b.")
     if reason := law._no_interval():
         doubts.append(f"There is no interval: {reason}")
-    elif law.irreducible:
-        low, high = law.interval(np.inf)
-        if low <= 0:
-            doubts.append(f"c is not identified: at 90% it is anything from 0 to {high:.4g} (here {law.c:.4g}).")
+    elif law.irreducible and not law.identified:
+        high = law.interval(np.inf)[1]
+        doubts.append(f"c is not identified: at 90% it is anything from 0 to {high:.4g} (here {law.c:.4g}).")
     if law.irreducible and law.c == 0 and levels > 2:
         doubts.append("c is 0, the edge of its range: the losses fall at least as fast as a C^b without a c does.")
     if (p := _lack_of_fit(law)) < 0.01:

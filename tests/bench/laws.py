@@ -4,6 +4,7 @@ pip install '.[test]'
 python -m tests.bench.laws hoffmann
 python -m tests.bench.laws coverage [--truths 200]
 python -m tests.bench.laws backtest
+python -m tests.bench.laws choice [--truths 200]
 
 The public runs are in tests/fixtures/scaling_points.csv, made from two repositories by
 
@@ -88,6 +89,35 @@ def coverage(truths: int) -> None:
             print(
                 f"90% interval for the {kind:4} of L(N, D), {sizes} x {budgets} runs: {show(rows.mean(0))}", flush=True
             )
+
+
+# Levels, decades that they span, runs a level, log noise of a run, compute of the forecast over the largest run's.
+SHORT = ((4, 0.8, 4, 0.004, 1000), (6, 1.0, 3, 0.003, 100), (10, 1.7, 4, 0.003, 100))
+
+
+def choice(truths: int) -> None:
+    """Prints median errors of the law with c, of that without, and of c where the runs identify one.
+
+    The truths have b from -0.3 to -0.03 and a c of 0 to 70% of the largest run's loss.
+    """
+    for levels, decades, seeds, noise, ahead in SHORT:
+        rng = np.random.default_rng(1)
+        errors, identified = [], []
+        compute = np.repeat(np.geomspace(10**-decades, 1, levels), seeds)
+        for _ in range(truths):
+            b, share = -np.exp(rng.uniform(*np.log([0.03, 0.3]))), rng.uniform(0, 0.7)
+            loss = (share + (1 - share) * compute**b) * np.exp(noise * rng.normal(size=compute.shape))
+            with_c, without = (laws.fit(compute, loss, irreducible=irreducible) for irreducible in (True, False))
+            truth = share + (1 - share) * ahead**b
+            errors.append([abs(law.predict(ahead) / truth - 1) for law in (with_c, without)])
+            identified.append(with_c.identified)
+        error, known = 100 * np.array(errors), np.array(identified)
+        print(f"{levels} levels over {decades} decades, {seeds} runs each, noise {noise:.1%}, {ahead}x ahead:")
+        for name, some in (("identified", known), ("not identified", ~known)):
+            medians = np.median(error[some], 0)
+            print(f"  c {name} in {some.sum()}: with c {medians[0]:.2f}%, without {medians[1]:.2f}%")
+        chosen = np.where(known, error[:, 0], error[:, 1])
+        print(f"  all: with c {np.median(error[:, 0]):.2f}%, c where identified {np.median(chosen):.2f}%", flush=True)
 
 
 HOFFMANN = (6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083)  # log A, log B, log E, alpha, beta; unrounded
@@ -218,7 +248,7 @@ def public() -> None:
 def main() -> None:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["hoffmann", "coverage", "backtest", "points"])
+    parser.add_argument("what", choices=["hoffmann", "coverage", "backtest", "choice", "points"])
     parser.add_argument("--truths", type=int, default=200)
     parser.add_argument("--chinchilla", type=pathlib.Path, help="a clone of epoch-research/analyzing-chinchilla")
     parser.add_argument("--gadre", type=pathlib.Path, help="a clone of mlfoundations/scaling")
@@ -229,6 +259,8 @@ def main() -> None:
         coverage(options.truths)
     elif options.what == "backtest":
         public()
+    elif options.what == "choice":
+        choice(options.truths)
     elif options.chinchilla is None or options.gadre is None:
         parser.error("points needs --chinchilla and --gadre")
     else:

@@ -61,6 +61,23 @@ def test_a_long_ladder_chooses_its_law(c, seed, choice):
     assert low < 30 * 1e14**-0.1 + c < high  # of the law with c, whichever was chosen
 
 
+@pytest.mark.parametrize(
+    ("c", "noise", "choice"), [(2.0, 1e-4, "a C^b + c"), (2.0, 5e-3, "a C^b"), (0.0, 1e-3, "a C^b")]
+)
+def test_a_short_ladder_has_a_c_where_its_runs_speak_for_one(c, noise, choice):
+    """Four levels over a decade: too short to test a law by its own largest levels."""
+    rng = np.random.default_rng(3)
+    computes = np.repeat(np.geomspace(1e10, 1e11, 4), 3)
+    losses = (30 * computes**-0.1 + c) * np.exp(noise * rng.normal(size=12))
+    runs = [
+        Result(run(f"run-{i}", compute), loss) for i, (compute, loss) in enumerate(zip(computes, losses, strict=True))
+    ]
+    found = forecast.fit(runs, TARGET, 1000.0, 0.9)
+    assert found["choice"] == choice and not found["backtest"]["errors"]["a C^b"]
+    assert any("c is not identified" in line for line in found["warnings"]) == (choice == "a C^b")
+    assert found["loss"] == found["by_law"][choice]["loss"]
+
+
 def test_levels_that_no_law_fits_are_said():
     """A bend of 2% where runs of one level agree to 0.1%: the F test sees it, and not where there is none."""
     bent = [r._replace(loss=r.loss * (1.02 if "run-3" in r.run.name else 1.0)) for r in results(1e-3)]
