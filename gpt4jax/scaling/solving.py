@@ -20,6 +20,7 @@ from gpt4jax.scaling.pool import Train, stopping
 from gpt4jax.signals import TERMINATED
 
 KEPT = "solved.json"  # in a run's folder
+_ROWS = 256  # requests decoded at once
 _SAMPLING_CODE = ("data", "inference", "model", "scaling/solving.py")
 Outcomes = list[list[int]]  # of each problem: 1 where a sample passed its tests, in the order drawn
 
@@ -97,10 +98,11 @@ def of_run(workdir: pathlib.Path, problems: Sequence[Problem], options: Any) -> 
         packed = ["".join(map(str, row)) for row in outcomes]
         files.replace(path, json.dumps({"key": key, "outcomes": packed}) + "\n")
 
-    return solve(problems, _sampler(workdir, problems), options.sample_budget, options.successes, before, keep)
+    rows = min(_ROWS, len(problems) * options.sample_budget)
+    return solve(problems, _sampler(workdir, problems, rows), options.sample_budget, options.successes, before, keep)
 
 
-def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
+def _sampler(workdir: pathlib.Path, problems: Sequence[Problem], rows: int):
     """Samples by the engine, which is made when the first are wanted. Every run and problem has seeds of its own."""
     engines: list[Any] = []
 
@@ -108,7 +110,7 @@ def _sampler(workdir: pathlib.Path, problems: Sequence[Problem]):
         from gpt4jax.inference.request import Request
 
         if not engines:
-            engines.append(_engine(workdir))
+            engines.append(_engine(workdir, rows))
         (engine,) = engines
         prompts = [engine.tokenizer.prompt(problem.prompt) for problem in problems]
         room = [min(code_tasks.MAX_BYTES, engine.max_len - len(prompt)) for prompt in prompts]
@@ -122,7 +124,7 @@ def _seed(*names: object) -> int:
     return zlib.crc32(repr(names).encode())
 
 
-def _engine(workdir: pathlib.Path):
+def _engine(workdir: pathlib.Path, rows: int):
     from gpt4jax import config as configuration
     from gpt4jax.data import tokenizer
     from gpt4jax.inference.engine import Engine
@@ -134,7 +136,7 @@ def _engine(workdir: pathlib.Path):
     step, params = checkpoint.load_params(workdir, model_config, lambda line: None)
     if step != config.num_steps:
         raise UserError(f"{workdir} has no sound checkpoint of its last step, {config.num_steps}, but of {step}")
-    return Engine(model_config, params, tokenizer=tok, rows=256)
+    return Engine(model_config, params, tokenizer=tok, rows=rows)
 
 
 def check_room(problems: Sequence[Problem], tokenizer: Any, max_seq_len: int) -> None:
