@@ -99,12 +99,19 @@ def say(line: str) -> None:
         sys.stderr.flush()
 
 
-def main(run: Callable[[Sequence[str]], int]) -> None:
-    """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
-    # Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every
-    # thread; we raise the error itself, in words, and it shall be what is seen.
+def quiet() -> None:
+    """Keeps libraries' own words out of this process's.
+
+    Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every thread; we
+    raise the error itself, in words, and it shall be what is seen.
+    """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def main(run: Callable[[Sequence[str]], int]) -> None:
+    """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
+    quiet()
     try:
         status = run(sys.argv[1:])
     except UserError as error:

@@ -58,6 +58,7 @@ def test_the_registered_forecast(registered):
     document = json.loads((workdir / "forecast.json").read_text())
     forecast.check_seal(document, "forecast.json")
     assert document["sha256"][:16] in done.stdout and "from 1/" in done.stdout
+    assert "WARNING" not in done.stderr  # libraries' words, from the workers too
     ladder = document["ladder"]
     computes = {row["compute"] for row in ladder}
     assert len(computes) >= 4 and not (workdir / "target").exists()

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
+from gpt4jax import job
 from gpt4jax.errors import UserError
 from gpt4jax.scaling.forecast import Result, provenance
 from gpt4jax.scaling.ladder import Run
@@ -192,6 +193,7 @@ def _settle(queue, stop) -> None:
     """Takes a place, before this worker's JAX looks for devices."""
     for number in (signal.SIGTERM, signal.SIGINT):  # between runs: a worker that died with the queue would block all
         signal.signal(number, signal.SIG_IGN)
+    job.quiet()
     _stopped.append(stop)
     place = queue.get()
     os.environ.update(place.environment)
