@@ -40,14 +40,18 @@ def ladder(
     goal, forecast = document["target"]["compute"], document["forecasts"][0]
     law = PowerLaw.from_dict(forecast["law"])
     used = [r for r in results if r.run.name in forecast["runs"]]
+    bent = [r for r in results if r.ended and r.run.name in forecast["left_out"]]  # these too had a loss
     done = [r for r in targets or () if r.ended]
 
     figure, axes = _axes()
-    x = np.geomspace(min(r.run.compute for r in used) / 2, goal * 2, 200)
+    x = np.geomspace(min(r.run.compute for r in used + bent) / 2, goal * 2, 200)
     to_bits = np.vectorize(units.bits_per_word)
     axes.plot(x / goal, to_bits(law.predict(x)), ":", color=FAINT, label="Prediction")
     axes.plot([r.run.compute / goal for r in used], [units.bits_per_word(r.loss) for r in used], "o", color=INK, ms=4,
               alpha=0.7, label="Observed")  # fmt: skip
+    if bent:
+        axes.plot([r.run.compute / goal for r in bent], [units.bits_per_word(r.loss) for r in bent], "o", color=INK,
+                  ms=4, alpha=0.7, mfc="none", label="Left out")  # fmt: skip
     if "interval_run" in forecast:
         low, high = map(units.bits_per_word, forecast["interval_run"])
         axes.plot([1, 1], [low, high], "-", color=TARGET, lw=1, label=f"{document['level']:.0%} interval of one run")
@@ -59,10 +63,13 @@ def ladder(
     save(figure, folder / "figure1.png")
 
     figure, axes = _axes(height=3.2)
-    for some, colour, label in ((used, INK, "ladder"), (done, TARGET, "target")):
+    for some, colour, fill, label in (
+        (used, INK, INK, "ladder"), (bent, INK, "none", "left out"), (done, TARGET, TARGET, "target")
+    ):  # fmt: skip
         if some:
             errors = [100 * (r.loss / law.predict(r.run.compute) - 1) for r in some]
-            axes.plot([r.run.compute for r in some], errors, "o", color=colour, ms=4, alpha=0.7, label=label)
+            at = [r.run.compute for r in some]
+            axes.plot(at, errors, "o", color=colour, mfc=fill, ms=4, alpha=0.7, label=label)
     axes.axhline(0, ls=":", color=FAINT)
     axes.set(xscale="log", xlabel="Training FLOPs", ylabel="Loss above the law, %")
     axes.legend(frameon=False)

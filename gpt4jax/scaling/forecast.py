@@ -20,6 +20,8 @@ from gpt4jax.scaling.ladder import Run
 
 CANDIDATES = {"a C^b + c": True, "a C^b": False}  # with c? The report's law first
 BACKTEST_RATIO = 10.0
+LACK_OF_FIT = 0.05  # a p-value below it: no one law fits these levels
+FEWEST_LEVELS = 5  # to judge by: two more than a law has parameters
 # What a training run executes; the rest may change between a ladder and its target.
 TRAINING_CODE = ("train.py", "config.py", "data", "model", "parallel", "training")
 
@@ -134,8 +136,9 @@ def usable(results: Sequence[Result], most_compute: float) -> tuple[list[Result]
 def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> dict[str, Any]:
     """The forecast of the target's loss by a power law through the runs of at most 1/ratio of its compute.
 
-    The law has a c where the ladder speaks for one (`choose`); what both say is kept. Intervals are those of the law
-    with c, which holds the other one (c = 0): so they cover the choice.
+    The smallest runs are left out where the law bends (`of_one_law`). It has a c where the ladder speaks for one
+    (`choose`); what both say is kept. Intervals are those of the law with c, which holds the other one (c = 0): so they
+    cover the choice.
 
     Raises:
         UserError: too few runs, or losses that do not fall.
@@ -146,6 +149,7 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
             f"no run of at most 1/{ratio:g} of the target's compute is left to fit a law on: {failed or larger}"
         )
     try:
+        used, bent = of_one_law(used)
         fitted = {name: laws.fit(*_columns(used), irreducible=with_c) for name, with_c in CANDIDATES.items()}
     except ValueError as error:
         raise UserError(f"no law from the runs of at most 1/{ratio:g} of the target's compute: {error}") from error
@@ -162,7 +166,7 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
         "backtest": tested,
         "runs": [r.run.name for r in used],
         "larger": larger,
-        "left_out": failed,
+        "left_out": failed | bent,
     }
     try:
         for kind in ("mean", "run"):
@@ -170,6 +174,28 @@ def fit(results: Sequence[Result], target: Run, ratio: float, level: float) -> d
     except ValueError as error:
         out["no_interval"] = str(error)
     return out
+
+
+def of_one_law(used: Sequence[Result]) -> tuple[list[Result], dict[str, str]]:
+    """The runs of the largest levels that one law with c fits, by the F test, and why each smaller one is left out.
+
+    The smallest decoders may not have begun to learn what the larger ones get better at, and a law through both takes
+    the step between them for curvature. Levels go from the small end until the test does not reject at LACK_OF_FIT or
+    FEWEST_LEVELS are left; where no level has two runs nothing tells noise from a bend, and all stay.
+
+    Raises:
+        ValueError: of `laws.fit`.
+    """
+    kept, out = list(used), dict[str, str]()
+    while True:
+        levels = sorted({result.run.compute for result in kept})
+        p = laws.lack_of_fit(laws.fit(*_columns(kept))) if len(levels) > FEWEST_LEVELS else 1.0
+        if p >= LACK_OF_FIT:
+            return kept, out
+        for result in kept:
+            if result.run.compute == levels[0]:
+                out[result.run.name] = f"no one law fits its level and those above it (F test, p = {p:.2g})"
+        kept = [result for result in kept if result.run.compute > levels[0]]
 
 
 def choose(used: Sequence[Result], identified: bool) -> tuple[str, dict[str, Any]]:

@@ -197,7 +197,7 @@ def _doubts(law: PowerLaw, levels: int) -> list[str]:
         doubts.append(f"c is not identified: at 90% it is anything from 0 to {high:.4g} (here {law.c:.4g}).")
     if law.irreducible and law.c == 0 and levels > 2:
         doubts.append("c is 0, the edge of its range: the losses fall at least as fast as a C^b without a c does.")
-    if (p := _lack_of_fit(law)) < 0.01:
+    if (p := lack_of_fit(law)) < 0.01:
         doubts.append(
             "The levels lie further from the law than their runs from each other (F test of lack of fit, "
             f"p = {p:.2g}): it bends somewhere, and intervals take that for noise."
@@ -209,8 +209,11 @@ def _doubts(law: PowerLaw, levels: int) -> list[str]:
     return doubts
 
 
-def _lack_of_fit(law: PowerLaw) -> float:
-    """The p-value of the classical F test, whose noise is that of runs of one level about their mean; 1 without any."""
+def lack_of_fit(law: PowerLaw) -> float:
+    """The p-value of the classical F test, whose noise is that of runs of one level about their mean; 1 without any.
+
+    Draper and Smith 1998, section 2.1: a small one says that the levels lie further from the law than noise lets them.
+    """
     w = np.array(law.weights)
     y, w, level = np.log(law.loss)[w > 0], w[w > 0], np.unique(np.array(law.compute)[w > 0], return_inverse=True)[1]
     mean = np.bincount(level, w * y) / np.bincount(level, w)

@@ -78,6 +78,24 @@ def test_a_short_ladder_has_a_c_where_its_runs_speak_for_one(c, noise, choice):
     assert found["loss"] == found["by_law"][choice]["loss"]
 
 
+def test_small_levels_before_a_bend_are_left_out_by_name():
+    """Eight levels; the two smallest lie 5% and 2% above the law of the others, which alone makes the forecast."""
+    rng = np.random.default_rng(0)
+    computes = np.repeat(np.geomspace(1e9, 1e12, 8), 3)
+    losses = (30 * computes**-0.1 + 2) * np.exp(1e-3 * rng.normal(size=24))
+    straight, bent = (
+        [Result(run(f"run-{i // 3}-{i % 3}", c), y) for i, (c, y) in enumerate(zip(computes, some, strict=True))]
+        for some in (losses, losses * np.repeat([1.05, 1.02, 1, 1, 1, 1, 1, 1], 3))
+    )
+    found = forecast.fit(bent, TARGET, 100.0, 0.9)
+    assert set(found["left_out"]) == {f"run-{level}-{seed}" for level in (0, 1) for seed in (0, 1, 2)}
+    assert all("no one law fits its level" in why for why in found["left_out"].values())
+    assert found["loss"] == forecast.fit(straight[6:], TARGET, 100.0, 0.9)["loss"]
+    assert not forecast.fit(straight, TARGET, 100.0, 0.9)["left_out"]
+    alone = forecast.fit(bent[::3], TARGET, 100.0, 0.9)  # one run a level: a bend can't be told from noise
+    assert not alone["left_out"] and len(alone["runs"]) == 8
+
+
 def test_levels_that_no_law_fits_are_said():
     """A bend of 2% where runs of one level agree to 0.1%: the F test sees it, and not where there is none."""
     bent = [r._replace(loss=r.loss * (1.02 if "run-3" in r.run.name else 1.0)) for r in results(1e-3)]
