@@ -37,7 +37,7 @@ def default() -> ml_collections.ConfigDict:
     r.base_tokens = 2e6  # the training length at which batch_size and learning_rate are as the config has them
     r.batch_exponent = 0.5  # rows of a step grow as tokens to this power
     r.rows_multiple = 1  # of which rows of a step are multiples: devices that share a batch
-    r.rate_exponent = 0.0  # the learning rate falls as tokens to this power
+    r.rate_exponent = 0.0  # the learning rate falls as tokens to this power; below 0 it rises
     r.warmup_fraction = 0.05  # of the steps
     r.decay_fraction = 0.2  # of the steps, where optimizer.schedule is warmup_stable_decay
     r.curve_points = 8  # evaluations of each run, for loss curves; the last one is the run's loss
