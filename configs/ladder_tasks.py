@@ -21,12 +21,12 @@ def get_config():
     c.data.dataset = "code_tasks:30"
     c.data.tokenizer = "bytes"
     c.data.seq_len = 256  # a text has at most 200
-    c.optimizer.update(learning_rate=6.5e-3, weight_decay=0.0, final_fraction=0.0)
+    c.optimizer.update(learning_rate=1.56e-2, weight_decay=0.0, final_fraction=0.0)
     c.checkpoint.checkpoint_every_steps = 1000
     c.eval.update(num_rows=256, batch_size=64)
     c.ladder.update(
         target_compute=2.2e14, min_compute=1.4e11, max_compute=2.1e12, levels=8, ratios=(100.0,), seeds=2,
-        target_seeds=1, min_layers=3, width_per_layer=1e6, base_tokens=1e6, batch_exponent=0.5, rate_exponent=0.2,
+        target_seeds=1, min_layers=3, width_per_layer=1e6, base_tokens=1e6, batch_exponent=0.5, rate_exponent=-0.25,
         curve_points=4, problems_per_level=12, sample_budget=512, successes=2,
     )  # fmt: skip
     return c

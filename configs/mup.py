@@ -3,7 +3,8 @@
     python -m gpt4jax.scaling.coordinates --config configs/mup.py --workdir runs/mup
     python -m gpt4jax.scaling.transfer --config configs/mup.py --workdir runs/mup
 
-The sweep of learning rates has not been run to its end yet.
+The best rate moves by a factor of 1.03 over widths of 32 to 512 and of 1.20 over depths of 2 to 16; in the standard
+parametrisation by 11 over the widths (README, "Measured").
 """
 
 from gpt4jax.scaling.sweep import default

@@ -138,8 +138,8 @@ def transfer(report: Mapping[str, Any], path: pathlib.Path) -> None:
                 if "log2_rate" in best:
                     axes.axvline(2 ** best["log2_rate"], color=colour, lw=0.8, ls=":")
             axes.set(xscale="log", title=f"{name}, {axis}", xlabel="learning rate" if row else "")
-            if found:
-                axes.legend(frameon=False, fontsize=7)
+            if found and column == len(report) - 1:  # the others have the same sizes
+                axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     grid[0][0].set_ylabel("nats per token")
     grid[1][0].set_ylabel("nats per token")
     save(figure, path)
