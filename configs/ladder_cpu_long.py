@@ -2,7 +2,8 @@
 
     python -m gpt4jax.predict --config configs/ladder_cpu_long.py --workdir runs/ladder_cpu_long
 
-Forecast from runs of at most a hundredth and of at most a thousandth of its compute.
+Forecast from runs of at most a hundredth and of at most a thousandth of its compute. Its target has been trained with
+dense attention and another learning rate only (README, "Measured").
 """
 
 import pathlib

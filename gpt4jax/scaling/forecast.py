@@ -180,22 +180,22 @@ def of_one_law(used: Sequence[Result]) -> tuple[list[Result], dict[str, str]]:
     """The runs of the largest levels that one law with c fits, by the F test, and why each smaller one is left out.
 
     The smallest decoders may not have begun to learn what the larger ones get better at, and a law through both takes
-    the step between them for curvature. Levels go from the small end until the test does not reject at LACK_OF_FIT or
-    FEWEST_LEVELS are left; where no level has two runs nothing tells noise from a bend, and all stay.
+    the step between them for curvature. As few of the smallest levels go as it takes for the test not to reject at
+    LACK_OF_FIT. If FEWEST_LEVELS are still too many, the bend is not at the small end, and all stay; so they do where
+    no level has two runs, as nothing then tells noise from a bend.
 
     Raises:
         ValueError: of `laws.fit`.
     """
-    kept, out = list(used), dict[str, str]()
-    while True:
-        levels = sorted({result.run.compute for result in kept})
-        p = laws.lack_of_fit(laws.fit(*_columns(kept))) if len(levels) > FEWEST_LEVELS else 1.0
-        if p >= LACK_OF_FIT:
+    levels = sorted({result.run.compute for result in used})
+    out: dict[str, str] = {}
+    for smallest in levels[: len(levels) - FEWEST_LEVELS + 1] or levels[:1]:
+        kept = [result for result in used if result.run.compute >= smallest]
+        if (p := laws.lack_of_fit(laws.fit(*_columns(kept)))) >= LACK_OF_FIT:
             return kept, out
-        for result in kept:
-            if result.run.compute == levels[0]:
-                out[result.run.name] = f"no one law fits its level and those above it (F test, p = {p:.2g})"
-        kept = [result for result in kept if result.run.compute > levels[0]]
+        level = [result.run.name for result in kept if result.run.compute == smallest]
+        out |= dict.fromkeys(level, f"no one law fits its level and those above it (F test, p = {p:.2g})")
+    return list(used), {}
 
 
 def choose(used: Sequence[Result], identified: bool) -> tuple[str, dict[str, Any]]:

@@ -92,6 +92,9 @@ def test_small_levels_before_a_bend_are_left_out_by_name():
     assert all("no one law fits its level" in why for why in found["left_out"].values())
     assert found["loss"] == forecast.fit(straight[6:], TARGET, 100.0, 0.9)["loss"]
     assert not forecast.fit(straight, TARGET, 100.0, 0.9)["left_out"]
+    steps = losses * np.repeat([1, 1, 1, 1, 1, 1, 1.02, 1], 3)  # a bend that leaving out small levels can't mend
+    high = [r._replace(loss=y) for r, y in zip(straight, steps, strict=True)]
+    assert not forecast.fit(high, TARGET, 100.0, 0.9)["left_out"]
     alone = forecast.fit(bent[::3], TARGET, 100.0, 0.9)  # one run a level: a bend can't be told from noise
     assert not alone["left_out"] and len(alone["runs"]) == 8
 

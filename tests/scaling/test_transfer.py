@@ -131,8 +131,11 @@ def test_a_sweep_takes_seeds_and_rates_that_it_was_not_asked_for():
 
 def test_the_parabola_spans_as_many_octaves_on_any_grid():
     """Losses that are no parabola: half steps in between leave the reach, and so the vertex, about where it was."""
+
+    def lost(x: np.ndarray) -> np.ndarray:
+        return 3 + 0.1 * (x + 7) ** 2 + 0.02 * (x + 7) ** 3
+
     whole, half = np.arange(-11.0, -3), np.arange(-11.0, -3.4, 0.5)
-    lost = lambda x: 3 + 0.1 * (x + 7) ** 2 + 0.02 * (x + 7) ** 3  # noqa: E731
     wide, fine = (transfer.vertex(list(x), lost(x)[None]).log2_rate for x in (whole, half))
     narrow = transfer.vertex(list(half), np.where(np.abs(half + 7) <= 1, lost(half), np.nan)[None]).log2_rate
     assert abs(wide - fine) < 0.5 * abs(narrow - wide)
