@@ -2,8 +2,7 @@
 
     python -m gpt4jax.predict --config configs/ladder_cpu_long.py --workdir runs/ladder_cpu_long
 
-Forecast from runs of at most a hundredth and of at most a thousandth of its compute. Its target has been trained with
-dense attention and another learning rate only (README, "Measured").
+Forecast from runs of at most a hundredth and of at most a thousandth of its compute.
 """
 
 import pathlib
@@ -16,6 +15,6 @@ def get_config():
     """The same recipe; a longer ladder, more seeds, a larger target."""
     c = config.load(str(pathlib.Path(__file__).with_name("ladder_cpu.py")), (), default)
     c.ladder.update(
-        target_compute=3.15e14, max_compute=3.1e12, levels=20, ratios=(100.0, 1000.0), seeds=4, target_seeds=2
+        target_compute=3.3e14, max_compute=3.2e12, levels=24, ratios=(100.0, 1000.0), seeds=4, target_seeds=2
     )
     return c

@@ -78,8 +78,12 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
 
     # The data are prepared once for all workers; this process itself leaves accelerators to them.
-    left = any(pool.result(run, workdir / "runs") is None for run in plan.runs)
-    where = pool.places(config.ladder.workers, *pool.machine()) if left else []
+    left, target_left = (
+        any(pool.result(run, workdir / name) is None for run in runs)
+        for name, runs in (("runs", plan.runs), ("target", plan.targets))
+    )
+    platform, devices = pool.machine() if left or target_left else ("cpu", 1)
+    where = pool.places(config.ladder.workers, platform, devices) if left or platform == "cpu" else []
     jax.config.update("jax_platforms", "cpu")
     study = Study(config, plan, problems, workdir, *_data(config, plan, problems))
 
@@ -88,7 +92,9 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
         return 0
     document = _forecast(study, results, solved, forced)
     if until != "forecast":
-        _train_target(study, results, document, force)
+        # A seed of the target has all devices; but two cores of a CPU do more apart than together.
+        apart = platform == "cpu" and len(plan.targets) > 1
+        _train_target(study, results, document, where if apart else [pool.Place({}, ())], force)
     return 0
 
 
@@ -118,7 +124,7 @@ def _forecast(study: Study, results, solved, forced: list[str]) -> dict[str, Any
     return document
 
 
-def _train_target(study: Study, results, document: dict[str, Any], force: bool) -> None:
+def _train_target(study: Study, results, document: dict[str, Any], where, force: bool) -> None:
     """The target, and what came of the forecast."""
     plan, workdir, folder = study.plan, study.workdir, study.workdir / "target"
     _check_target(document, plan, workdir)
@@ -127,7 +133,7 @@ def _train_target(study: Study, results, document: dict[str, Any], force: bool) 
         files.replace(folder / SEAL, document["sha256"] + "\n")
         with (folder / FORCED).open("a") as lines:  # every start's, so that no later report forgets it
             lines.writelines(f"{line}\n" for line in since)
-    done = pool.train_all(plan.targets, folder, [pool.Place({}, ())], _job(study), job.say)
+    done = pool.train_all(plan.targets, folder, where, _job(study), job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)
     starts = (folder / FORCED).read_text().splitlines() if (folder / FORCED).is_file() else []

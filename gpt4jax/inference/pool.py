@@ -14,7 +14,7 @@ from gpt4jax.inference import programs
 from gpt4jax.inference.prepare import prepare
 from gpt4jax.inference.programs import Drawn, Rows, Scores
 from gpt4jax.model import axes
-from gpt4jax.model.attention import CACHE_AXES
+from gpt4jax.model.attention import CACHE_AXES, KeysValues
 from gpt4jax.model.parameters import Params
 
 
@@ -89,18 +89,18 @@ class Pool:
         scores = jax.device_get(scores)
         return {row: Scores(*(leaf[self.part(row)] for leaf in scores)) for row in chunks}
 
-    def read_block(self, row: int, start: int, size: int) -> tuple[np.ndarray, ...]:
-        """Keys and values of some places of a row, on the host: one array (L, 2, K, size, H)."""
+    def read_block(self, row: int, start: int, size: int) -> tuple[KeysValues, ...]:
+        """Keys and values of some places of a row, on the host, stacked over the layers: (L, K, size, H)."""
         row_b, _ = self._each_part({row: start})
         with self._on_mesh():
             blocks = programs.read_block(self.cache, row_b, np.int32(start), size)
-        return (np.asarray(blocks)[self.part(row)].copy(),)
+        return (jax.tree.map(lambda leaf: np.asarray(leaf)[self.part(row)].copy(), blocks),)
 
-    def write_block(self, row: int, start: int, block: tuple[np.ndarray, ...]) -> None:
+    def write_block(self, row: int, start: int, block: tuple[KeysValues, ...]) -> None:
         """Puts them into places of any row, the same bits."""
         row_b, start_b = self._each_part({row: start})
         with self._on_mesh():
-            blocks = np.broadcast_to(block[0], (self.parts, *block[0].shape))
+            blocks = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.parts, *leaf.shape)), block[0])
             self.cache = programs.write_block(self.cache, row_b, start_b, blocks)
 
     def see(self, row: int, tokens: np.ndarray) -> None:

@@ -4,7 +4,12 @@ import hashlib
 import itertools
 from collections import OrderedDict
 
+import jax
 import numpy as np
+
+from gpt4jax.model.attention import KeysValues
+
+Block = tuple[KeysValues, ...]  # of each model, on the host
 
 
 class PrefixCache:
@@ -16,10 +21,10 @@ class PrefixCache:
 
     def __init__(self, size: int, max_bytes: int):
         self.size, self.max_bytes = size, max_bytes
-        self._blocks: OrderedDict[bytes, tuple[np.ndarray, ...]] = OrderedDict()
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self._bytes = 0
 
-    def find(self, tokens: np.ndarray, limit: int) -> list[tuple[np.ndarray, ...]]:
+    def find(self, tokens: np.ndarray, limit: int) -> list[Block]:
         """The blocks of the longest known beginning of `tokens`, no more than `limit` of them."""
         keys = list(itertools.takewhile(self._blocks.__contains__, self._keys(tokens)[:limit]))
         self._touch(keys)
@@ -30,7 +35,7 @@ class PrefixCache:
         keys = self._keys(tokens)
         return bool(self.max_bytes and keys) and keys[-1] not in self._blocks
 
-    def put(self, tokens: np.ndarray, block: tuple[np.ndarray, ...]) -> None:
+    def put(self, tokens: np.ndarray, block: Block) -> None:
         """Keeps the last whole block of `tokens`, where `wants` says so."""
         keys = self._keys(tokens)
         self._blocks[keys[-1]] = block
@@ -53,5 +58,5 @@ class PrefixCache:
         return keys
 
 
-def _bytes(block: tuple[np.ndarray, ...]) -> int:
-    return sum(array.nbytes for array in block)
+def _bytes(block: Block) -> int:
+    return sum(array.nbytes for array in jax.tree.leaves(block))

@@ -119,17 +119,23 @@ def prefill(
 
 
 @partial(jax.jit, static_argnums=3)
-def read_block(cache: Caches, row_b: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """Places start to start + size of one row of each of B equal parts of the cache: (B, L, 2, K, size, H)."""
+def read_block(cache: Caches, row_b: jax.Array, start: jax.Array, size: int) -> KeysValues:
+    """Places start to start + size of one row of each of B equal parts of the cache, stacked: (B, L, K, size, H).
+
+    Tokens are stacked over the layers that hold them.
+    """
     blocks = [Cached(layer, jnp.zeros_like(row_b), row_b).block(start, size) for layer in cache]
-    return jnp.stack([jnp.stack(block, axis=1) for block in blocks], axis=1)
+    tokens = [block.token_bks1 for block in blocks if block.token_bks1 is not None]
+    keys, values = [block.k_bksh for block in blocks], [block.v_bksh for block in blocks]
+    return KeysValues(jnp.stack(keys, axis=1), jnp.stack(values, axis=1), jnp.stack(tokens, axis=1) if tokens else None)
 
 
 @partial(jax.jit, donate_argnums=0)
-def write_block(cache: Caches, row_b: jax.Array, start_b: jax.Array, block: jax.Array) -> Caches:
+def write_block(cache: Caches, row_b: jax.Array, start_b: jax.Array, block: KeysValues) -> Caches:
     """Writes what `read_block` read, the same bits, into one row of each part of the cache (-1: none)."""
-    new = [KeysValues(block[:, i, 0], block[:, i, 1]) for i in range(len(cache))]
-    return tuple(Cached(old, start_b, row_b).append(new[i]).cache for i, old in enumerate(cache))
+    keys, values, tokens = (iter(() if leaf is None else leaf.swapaxes(0, 1)) for leaf in block)
+    new = [KeysValues(next(keys), next(values), None if old.token_bks1 is None else next(tokens)) for old in cache]
+    return tuple(Cached(old, start_b, row_b).append(one).cache for old, one in zip(cache, new, strict=True))
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -18,6 +18,7 @@ from gpt4jax import model
 from gpt4jax.inference import programs, sampling
 from gpt4jax.inference.pool import Chunk, Pool
 from gpt4jax.inference.programs import Caches, Drawn, Rows, Scores
+from gpt4jax.model.attention import KeysValues
 from gpt4jax.model.decoder import State
 from gpt4jax.model.parameters import Params
 
@@ -62,11 +63,11 @@ class SpeculativePool(Pool):
         self._small.read({row: chunk._replace(targets=np.array([], np.int32)) for row, chunk in chunks.items()}, size)
         return super().read(chunks, size)
 
-    def read_block(self, row: int, start: int, size: int) -> tuple[np.ndarray, ...]:
+    def read_block(self, row: int, start: int, size: int) -> tuple[KeysValues, ...]:
         """As `Pool.read_block`, of both models."""
         return *super().read_block(row, start, size), *self._small.read_block(row, start, size)
 
-    def write_block(self, row: int, start: int, block: tuple[np.ndarray, ...]) -> None:
+    def write_block(self, row: int, start: int, block: tuple[KeysValues, ...]) -> None:
         """As `Pool.write_block`, for both models."""
         super().write_block(row, start, block[:1])
         self._small.write_block(row, start, block[1:])

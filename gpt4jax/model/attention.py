@@ -24,10 +24,11 @@ CACHE_AXES = ("act_batch", "act_kv_heads", "act_len", "act_head_dim")
 
 
 class KeysValues(NamedTuple):
-    """Keys and values by head, (B, K, S, H)."""
+    """Keys and values by head, (B, K, S, H); for an induction layer each key's token too, the same for every head."""
 
     k_bksh: jax.Array
     v_bksh: jax.Array
+    token_bks1: jax.Array | None = None
 
 
 class Cached(NamedTuple):
@@ -72,6 +73,14 @@ class Cached(NamedTuple):
 
         return jax.tree.map(read, self.cache)
 
+    def before(self, start: jax.Array, size: int) -> jax.Array:
+        """The tokens before places start to start + size, (B, size); -1 before the first."""
+        token_bks1 = self.block(jnp.maximum(start - 1, 0), size).token_bks1
+        assert token_bks1 is not None
+        token_bs = token_bks1[:, 0, :, 0]
+        first_bs = jnp.pad(token_bs[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        return jnp.where(start == 0, first_bs, token_bs)
+
     def _each_part(self, function, leaf: jax.Array, *values: jax.Array) -> jax.Array:
         """`function(part, *values, row)` of every part of a cache's array, stacked."""
         assert self.row_b is not None
@@ -82,12 +91,19 @@ class Cached(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Positions (B, T) and segment ids (B, T or None) of queries and keys; a batch axis of 1 serves all rows."""
+    """Positions (B, T) and segment ids (B, T or None) of queries and keys; a batch axis of 1 serves all rows.
+
+    Of an induction layer also the queries' tokens and the tokens before the keys (-1 before a segment's first): there a
+    query sees itself and the keys whose token before is its own token, so what followed it earlier. That is
+    the pattern which induction heads learn (Olsson et al. 2022), given instead (n-gram heads, Akyurek et al. 2024).
+    """
 
     q_pos_bt: jax.Array
     k_pos_bs: jax.Array
     q_segment_bt: jax.Array | None = None
     k_segment_bs: jax.Array | None = None
+    q_token_bt: jax.Array | None = None
+    k_before_bs: jax.Array | None = None
 
 
 def attend(
@@ -114,9 +130,17 @@ def attend(
 
 
 def attend_cached(
-    q_btnh: jax.Array, cached: Cached, mask: Mask, q_pos_bt: jax.Array, *, soft_cap: float = 0.0
+    q_btnh: jax.Array,
+    cached: Cached,
+    mask: Mask,
+    q_pos_bt: jax.Array,
+    *,
+    q_token_bt: jax.Array | None = None,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     """Attention (B, T, N, H) of tokens over a cache that holds them and what was before them.
+
+    `q_token_bt` makes it an induction layer's (`Where`), and the cache must hold its keys' tokens.
 
     The cache is read in blocks of a fixed size, up to the longest row's end, and each block is added to a
     running softmax (Milakov and Gimelshein 2018). A block behind a row's own end adds exactly nothing to it:
@@ -128,6 +152,7 @@ def attend_cached(
     rows = n // k * t
     q_bkmh = _by_head(q_btnh, k).reshape(b, k, rows, h)
     q_pos_bm = jnp.tile(q_pos_bt, (1, n // k))
+    q_token_bm = None if q_token_bt is None else jnp.tile(q_token_bt, (1, n // k))
     stable = jnp.promote_types(q_btnh.dtype, jnp.float32)
     lowest = jnp.finfo(stable).min
     size = min(CACHE_BLOCK, s)
@@ -135,10 +160,13 @@ def attend_cached(
     def add_block(i, carry):
         top, total, out = carry
         start = jnp.minimum(i * size, s - size)  # the last block may begin inside the one before
-        k_bksh, v_bksh = cached.block(start, size)
+        k_bksh, v_bksh, _ = cached.block(start, size)
         place_s = start + jnp.arange(size)
         there_bs = (place_s < cached.length_b[:, None]) & (place_s >= i * size)
-        visible = (mask(q_pos_bm[:, :, None], place_s) & there_bs[:, None])[:, None]
+        visible_bms = mask(q_pos_bm[:, :, None], place_s) & there_bs[:, None]
+        if q_token_bm is not None:
+            visible_bms &= _follows(q_pos_bm, place_s[None], q_token_bm, cached.before(start, size))
+        visible = visible_bms[:, None]
         scores = jnp.where(visible, _scores(q_bkmh[:, :, None], k_bksh, soft_cap)[0][:, :, 0], lowest)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
         weights, shrink = jnp.where(visible, jnp.exp(scores - new_top), 0), jnp.exp(top - new_top)
@@ -202,7 +230,14 @@ def _visible(mask: Mask, where: Where, start: int, end: int | None) -> jax.Array
     visible_bts = mask(q_pos_bt[:, :, None], k_pos_bs[:, None, :])
     if where.q_segment_bt is not None and where.k_segment_bs is not None:
         visible_bts &= where.q_segment_bt[:, start:end, None] == where.k_segment_bs[:, None, :end]
+    if where.q_token_bt is not None and where.k_before_bs is not None:
+        visible_bts &= _follows(q_pos_bt, k_pos_bs, where.q_token_bt[:, start:end], where.k_before_bs[:, :end])
     return visible_bts[:, None, None]
+
+
+def _follows(q_pos_bt, k_pos_bs, q_token_bt, k_before_bs):
+    """Whether the key comes after a copy of the query's token, or is the query's own, (B, T, S)."""
+    return (q_token_bt[:, :, None] == k_before_bs[:, None]) | (q_pos_bt[:, :, None] == k_pos_bs[:, None])
 
 
 def _blocks(t: int) -> list[tuple[int, int]]:

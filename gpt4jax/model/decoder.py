@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import layers, mup, position
+from gpt4jax.model import layers, masks, mup, position
 from gpt4jax.model.attention import Cached, KeysValues
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
@@ -16,7 +16,7 @@ from gpt4jax.model.parameters import Params, draw, table
 
 
 class State(NamedTuple):
-    """A KV cache, one pair (R, K, S, H) a layer, and how many tokens each row of the batch has in it.
+    """A KV cache, keys and values (R, K, S, H) of each layer, and how many tokens each row of the batch has in it.
 
     Without `row_b` the batch's rows are the cache's. With it the cache is read as B equal parts, one for each row
     of the batch, and `row_b` says which row of its part that is. For -1 the new tokens go to the last places of the
@@ -115,8 +115,13 @@ def apply(config: Config, params: Params, tokens_bt: jax.Array, **options: Any) 
 def init_cache(config: Config, batch: int, length: int) -> State:
     """An empty KV cache with room for `length` tokens in each of `batch` rows."""
     shape = (batch, config.num_kv_heads, length, config.head_dim)
-    empty = [KeysValues(*(jnp.zeros(shape, config.compute_dtype) for _ in "kv")) for _ in range(config.num_layers)]
-    return State(tuple(empty), jnp.zeros((batch,), jnp.int32))
+
+    def empty(pattern: str) -> KeysValues:
+        token_bks1 = jnp.zeros((*shape[:-1], 1), jnp.int32) if pattern == masks.INDUCTION else None
+        return KeysValues(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype), token_bks1)
+
+    patterns = [config.attention[i % len(config.attention)] for i in range(config.num_layers)]
+    return State(tuple(map(empty, patterns)), jnp.zeros((batch,), jnp.int32))
 
 
 def forward(
@@ -150,6 +155,8 @@ def forward(
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin)
+    if masks.INDUCTION in config.attention:
+        rows = rows._replace(token_bt=tokens_bt, before_bt=_before(tokens_bt, segment_ids_bt))
     if state is None:
         x_btd = _run_layers(config, params["layers"], x_btd, rows, layers_key)
     else:
@@ -164,6 +171,15 @@ def _look_up(table_vd: jax.Array | Matrix, tokens_bt: jax.Array, dtype: jnp.dtyp
         return constrain(table_vd, "act_vocab", "act_embed")[tokens_bt].astype(dtype)
     x_btd = constrain(table_vd.values, "act_vocab", "act_embed")[tokens_bt].astype(dtype)
     return x_btd if table_vd.scale is None else x_btd * table_vd.scale[tokens_bt][..., None].astype(dtype)
+
+
+def _before(tokens_bt: jax.Array, segment_ids_bt: jax.Array | None) -> jax.Array:
+    """The token before each one in its segment; -1 before the first."""
+    before_bt = jnp.pad(tokens_bt[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    if segment_ids_bt is None:
+        return before_bt
+    first_bt = jnp.diff(segment_ids_bt, axis=1, prepend=segment_ids_bt[:, :1]) != 0
+    return jnp.where(first_bt, -1, before_bt)
 
 
 def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, state: State | None) -> None:

@@ -33,6 +33,8 @@ class Rows(NamedTuple):
     position_bt: jax.Array
     segment_bt: jax.Array | None
     cos_sin: tuple[jax.Array, jax.Array] | None
+    token_bt: jax.Array | None = None
+    before_bt: jax.Array | None = None  # the token before each in its segment, or -1
 
 
 # The norms over D and the activations keep only their inputs for the backward pass and compute the rest again:
@@ -104,12 +106,16 @@ def self_attention(
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
     q_btnh = times(mup.multipliers(config).attention, q_btnh)
     mask, soft_cap = masks.from_pattern(pattern), config.attention_soft_cap
+    induction = pattern == masks.INDUCTION
     if cached is not None:
         # Written first and then only read: the other way round, XLA would copy the cache for the loop over it.
-        cached = cached.append(KeysValues(k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2)))
-        y_btnh = attend_cached(q_btnh, cached, mask, rows.position_bt, soft_cap=soft_cap)
+        token_bt = rows.token_bt if induction else None
+        token_bkt1 = None if token_bt is None else jnp.repeat(token_bt[:, None, :, None], config.num_kv_heads, axis=1)
+        cached = cached.append(KeysValues(k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2), token_bkt1))
+        y_btnh = attend_cached(q_btnh, cached, mask, rows.position_bt, q_token_bt=token_bt, soft_cap=soft_cap)
     else:
-        where = Where(rows.position_bt, rows.position_bt, rows.segment_bt, rows.segment_bt)
+        tokens = (rows.token_bt, rows.before_bt) if induction else ()
+        where = Where(rows.position_bt, rows.position_bt, rows.segment_bt, rows.segment_bt, *tokens)
         y_btnh = attend(q_btnh, k_btkh, v_btkh, mask, where, soft_cap=soft_cap)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
 

@@ -86,15 +86,20 @@ def banded(window: int) -> Mask:
     return Banded(window)
 
 
+INDUCTION = "induction"  # the one pattern that asks for tokens too: see `attention.Where`
+
+
 def from_pattern(pattern: str) -> Mask:
-    """The mask of a layer, from its name in `config.model.attention`: "dense" or "banded:WINDOW".
+    """The mask of a layer, from its name in `config.model.attention`: "dense", "induction" or "banded:WINDOW".
 
     Raises:
         ValueError: a name that is no pattern.
     """
     name, _, argument = pattern.partition(":")
-    if name == "dense" and not argument:
+    if name in ("dense", INDUCTION) and not argument:
         return causal()
     if name == "banded" and argument.isdecimal() and int(argument) > 0:
         return causal() & banded(int(argument))
-    raise ValueError(f"model.attention has {pattern!r}; a pattern is 'dense' or 'banded:WINDOW' (such as 'banded:256')")
+    raise ValueError(
+        f"model.attention has {pattern!r}; a pattern is 'dense', 'induction' or 'banded:WINDOW' (such as 'banded:256')"
+    )

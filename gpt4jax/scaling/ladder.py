@@ -28,7 +28,8 @@ def default() -> ml_collections.ConfigDict:
     r.max_compute = 3e12  # of its largest; at most target_compute / ratios[0]
     r.levels = 7  # compute levels, equally apart in the logarithm
     r.ratios = (100.0, 1000.0)  # forecasts, each from runs of at most target_compute / ratio
-    r.seeds = 2  # runs a level
+    r.seeds = 2  # runs of the largest level
+    r.seeds_exponent = 0.0  # a level of 1/x of its compute has x to this power as many: small runs are cheap
     r.target_seeds = 2  # runs of the target
     r.tokens_per_parameter = 20.0  # parameters that a token is multiplied by (embedding look-ups are not)
     r.grow = "head_dim"  # what grows with embed_dim: "head_dim" (as many heads), or "num_heads"
@@ -104,11 +105,11 @@ def _plan(config: Any) -> Ladder:
     if len(shapes) < 2:
         raise UserError(f"the ladder has one compute level, {r.min_compute:.2g} to {r.max_compute:.2g} FLOPs: widen it")
     # Every run has a seed of its own, and so its own order of tokens: their noise is independent.
-    runs = [
-        _run(config, shape, level * r.seeds + seed)
-        for level, shape in enumerate(shapes.values())
-        for seed in range(r.seeds)
-    ]
+    runs: list[Run] = []
+    most = max(_cost(config, shape) for shape in shapes.values())
+    for shape in shapes.values():
+        for _ in range(max(1, round(r.seeds * (most / _cost(config, shape)) ** r.seeds_exponent))):
+            runs.append(_run(config, shape, len(runs)))
     goal = _shape(config, r.target_compute, math.inf)
     targets = [_run(config, goal, len(runs) + seed, "target") for seed in range(r.target_seeds)]
     largest = max(run.compute for run in runs)
@@ -161,7 +162,7 @@ def _shape(config: Any, compute: float, most: float) -> Config:
     best, distance, width = None, math.inf, step
     while True:
         shape = mup.grow(base, width, max(r.min_layers, round(width / r.width_per_layer)), by=r.grow)
-        cost = multiplied(shape) * r.tokens_per_parameter * flops_per_token(shape, config.data.seq_len)["train"]
+        cost = _cost(config, shape)
         if cost <= most * 1.0001 and abs(math.log(cost / compute)) < distance:
             best, distance = shape, abs(math.log(cost / compute))
         if cost > min(4 * compute, most) or width > 10**6:
@@ -173,6 +174,12 @@ def _shape(config: Any, compute: float, most: float) -> Config:
             f"{r.tokens_per_parameter:g} tokens a parameter, more than {most:.3g}: raise ladder.max_compute"
         )
     return best
+
+
+def _cost(config: Any, shape: Config) -> float:
+    """Training FLOPs of a run, before its tokens are rounded to whole steps."""
+    tokens = multiplied(shape) * config.ladder.tokens_per_parameter
+    return tokens * flops_per_token(shape, config.data.seq_len)["train"]
 
 
 def _width_step(base: Config, grow: str) -> int:
@@ -199,7 +206,7 @@ def _run(config: Any, shape: Config, seed: int, kind: str = "run") -> Run:
     one.optimizer.warmup_steps = round(r.warmup_fraction * steps)
     if config.optimizer.schedule == "warmup_stable_decay":
         one.optimizer.decay_steps = max(1, round(r.decay_fraction * steps))
-    one.eval.eval_every_steps = max(1, steps // r.curve_points)
+    one.eval.eval_every_steps = -(-steps // r.curve_points)  # rounded up: the last one is the run's end
     one.eval.log_every_steps = max(1, steps // 100) if config.eval.log_every_steps else 0
     one.eval.sample_prompt = ""
     tokens = steps * rows * config.data.seq_len

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -120,7 +121,10 @@ class _Workers:
             queue.put(place)
         self.asked = 0
         self._others = set(multiprocessing.active_children())  # a notebook's own, say
-        self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, (queue, self._stop))
+        # Runs of one shape share their programs: compiling takes longer than training a small run.
+        self._compiled = tempfile.TemporaryDirectory(prefix="gpt4jax-compiled-", ignore_cleanup_errors=True)
+        settings = queue, self._stop, self._compiled.name
+        self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, settings)
 
     def train(self, runs: Sequence[Run], folder: pathlib.Path, train: Train) -> Iterator[tuple[Run, int | str]]:
         """Each run with the status it ended with, as they end."""
@@ -141,6 +145,7 @@ class _Workers:
         if kind is not None:
             self._end()
         self._pool.shutdown(cancel_futures=True)
+        self._compiled.cleanup()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -189,14 +194,19 @@ def stopping() -> bool:
     return bool(_stopped) and _stopped[0].is_set()
 
 
-def _settle(queue, stop) -> None:
-    """Takes a place, before this worker's JAX looks for devices."""
+def _settle(queue, stop, compiled: str) -> None:
+    """Takes a place, before this worker's JAX looks for devices; keeps compiled programs in the folder `compiled`."""
     for number in (signal.SIGTERM, signal.SIGINT):  # between runs: a worker that died with the queue would block all
         signal.signal(number, signal.SIG_IGN)
     job.quiet()
     _stopped.append(stop)
     place = queue.get()
     os.environ.update(place.environment)
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else the user has one
+        jax.config.update("jax_compilation_cache_dir", compiled)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if place.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, place.cores)
 

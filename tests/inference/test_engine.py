@@ -108,6 +108,24 @@ def test_on_eight_devices_the_bits_are_the_same():
     assert_same(one[:5], many.generate(requests[:5]))
 
 
+def test_an_induction_layer_keeps_its_tokens_beside_keys_and_values():
+    """Prompts of few different tokens, which repeat."""
+    config = tiny("llama", attention=("induction", "dense"))
+    params = perturbed(config)
+    engine = Engine(config, params, rows=3)
+    requests = mixed(12, vocab_size=6)
+    together = engine.generate(requests)
+    assert engine._prefixes._blocks
+    assert_same(together, engine.generate(requests[::-1])[::-1])
+    cold = Engine(config, params, rows=3, mesh=make_mesh({"data": 8, "fsdp": 1, "tensor": 1}), prefix_bytes=0)
+    assert_same(together, cold.generate(requests))
+    for request, result in zip(requests, together, strict=True):
+        logits = uncached(config, params, [*request.prompt, *result.tokens])
+        drawn = np.arange(len(result.tokens)) + len(request.prompt) - 1
+        logprobs = np.asarray(jax.nn.log_softmax(logits))[drawn, list(result.tokens)]
+        np.testing.assert_allclose(result.logprobs, logprobs, atol=2e-4)
+
+
 def test_matrices_over_devices_give_the_same_up_to_rounding():
     config = tiny("llama")
     params = perturbed(config)

@@ -13,7 +13,7 @@ def logits(config, params, tokens, positions, segments):
         p = {name: leaf[i] for name, leaf in params["layers"].items()}
         pattern = config.attention[i % len(config.attention)]
         y = _norm(config, x, p["attention_norm_d"], p.get("attention_norm_bias_d"))
-        x = x + _attention(config, pattern, p, y, positions, segments)
+        x = x + _attention(config, pattern, p, y, tokens, positions, segments)
         y = _norm(config, x, p["mlp_norm_d"], p.get("mlp_norm_bias_d"))
         up = y @ p["up_df"] + p.get("up_bias_f", 0)
         if config.activation == "swiglu":
@@ -47,9 +47,16 @@ def _rope(config, x, positions):
     return out
 
 
-def _attention(config, pattern, p, x, positions, segments):
+def _sees(pattern, t, s, tokens, positions, segments):
+    if segments[s] != segments[t] or positions[s] > positions[t]:
+        return False
+    if pattern == "induction":  # itself, and what came after earlier copies of its token in the document
+        return s == t or (positions[s] > 0 and tokens[s - 1] == tokens[t])
+    return pattern == "dense" or positions[t] - positions[s] < int(pattern.split(":")[1])
+
+
+def _attention(config, pattern, p, x, tokens, positions, segments):
     group = config.num_heads // config.num_kv_heads
-    window = int(pattern.split(":")[1]) if ":" in pattern else 10**9
     out = np.zeros_like(x) + p.get("out_bias_d", 0)
     for head in range(config.num_heads):
         shared = head // group
@@ -63,11 +70,7 @@ def _attention(config, pattern, p, x, positions, segments):
             q, k = _rope(config, q, positions), _rope(config, k, positions)
         y = np.zeros_like(v)
         for t in range(len(x)):
-            seen = [
-                s
-                for s in range(len(x))
-                if segments[s] == segments[t] and positions[s] <= positions[t] < positions[s] + window
-            ]
+            seen = [s for s in range(len(x)) if _sees(pattern, t, s, tokens, positions, segments)]
             score = k[seen] @ q[t] / np.sqrt(config.head_dim)
             if config.attention_soft_cap:
                 score = config.attention_soft_cap * np.tanh(score / config.attention_soft_cap)

@@ -26,7 +26,13 @@ def packed(t):
 
 @pytest.mark.parametrize(
     ("pattern", "group", "soft_cap", "segments"),
-    [("dense", 1, 0.0, False), ("dense", 3, 2.0, True), ("banded:7", 3, 0.0, False), ("banded:7", 1, 2.0, True)],
+    [
+        ("dense", 1, 0.0, False),
+        ("dense", 3, 2.0, True),
+        ("banded:7", 3, 0.0, False),
+        ("banded:7", 1, 2.0, True),
+        ("induction", 3, 0.0, True),
+    ],
 )
 def test_blockwise_equals_reference(pattern, group, soft_cap, segments):
     with jax.enable_x64(True):
@@ -37,6 +43,9 @@ def test_blockwise_equals_reference(pattern, group, soft_cap, segments):
         position, segment = packed(T)
         alone = jnp.arange(T)[None]
         where = Where(position, position, segment, segment) if segments else Where(alone, alone)
+        if pattern == masks.INDUCTION:
+            before = jax.random.randint(keys[0], (B, T), -1, 5)
+            where = where._replace(q_token_bt=before[:, ::-1], k_before_bs=before)
         mask = masks.from_pattern(pattern)
 
         def run(lowering):

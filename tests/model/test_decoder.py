@@ -20,12 +20,14 @@ POSITIONS = np.array([*range(9), *range(11), *range(4)])
 EXTRAS = {
     "plain": {},
     "all options": dict(qk_norm=True, attention_soft_cap=2.0, logit_soft_cap=3.0, attention=("dense", "banded:4")),
+    "induction": dict(attention=("induction", "dense")),
 }
 
 
 @pytest.fixture(scope="module")
 def tokens_bt():
-    return jax.random.randint(jax.random.key(5), (2, T), 0, 96)
+    """Few different ones, so that a document repeats them."""
+    return jax.random.randint(jax.random.key(5), (2, T), 0, 12)
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -49,9 +51,12 @@ def test_packed_equals_alone(shape, tokens_bt):
     np.testing.assert_allclose(packed[:, 9:20], apply(config, params, tokens_bt[:, 9:20]), atol=2e-5)
 
 
-@pytest.mark.parametrize(("layers", "remat"), [("scan", "full"), ("unroll", "none")])
-def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, tokens_bt):
-    config = model.Config(**shape, layers=layers, remat=remat, attention=("dense", "banded:5"))
+@pytest.mark.parametrize(
+    ("layers", "remat", "first"),
+    [("scan", "full", "dense"), ("unroll", "none", "dense"), ("scan", "none", "induction")],
+)
+def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, first, tokens_bt):
+    config = model.Config(**shape, layers=layers, remat=remat, attention=(first, "banded:5"))
     params = perturbed(config)
     segments_bt, positions_bt = (jnp.array([row, row]) for row in (SEGMENTS, POSITIONS))
 
@@ -72,13 +77,13 @@ def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, t
     for t, kept in cases.items():
         weights_bt = jnp.broadcast_to(jnp.asarray(kept, jnp.float32), (2, T))
         base_logits, base_grads = run(tokens_bt, weights_bt)
-        changed_bt = jnp.where(kept, tokens_bt, (tokens_bt + 1 + index) % 96)
+        changed_bt = jnp.where(kept, tokens_bt, (tokens_bt + 1 + index % 11) % 12)
         assert (changed_bt != tokens_bt).any()
         logits, grads = run(changed_bt, weights_bt)
         assert jnp.array_equal(logits[:, kept], base_logits[:, kept]), f"the logits up to {t} changed"
         for (path, a), b in zip(jax.tree.leaves_with_path(grads), jax.tree.leaves(base_grads), strict=True):
             assert jnp.array_equal(a, b), f"the gradient of {jax.tree_util.keystr(path)} changed (up to {t})"
-        inside = jnp.where(index == t, (tokens_bt + 1) % 96, tokens_bt)
+        inside = jnp.where(index == t, (tokens_bt + 1) % 12, tokens_bt)
         assert not jnp.array_equal(run(inside, weights_bt)[0][:, kept], base_logits[:, kept])
 
 
@@ -110,9 +115,9 @@ def test_remat_recomputes_instead_of_saving(shape, tokens_bt):
     assert temporaries("full") < 0.6 * temporaries("none")
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_cached_steps_equal_the_whole_row(shape, layers, tokens_bt):
-    config = model.Config(**shape, layers=layers, attention=("dense", "banded:4"))
+@pytest.mark.parametrize(("layers", "first"), [("scan", "dense"), ("unroll", "dense"), ("unroll", "induction")])
+def test_cached_steps_equal_the_whole_row(shape, layers, first, tokens_bt):
+    config = model.Config(**shape, layers=layers, attention=(first, "banded:4"))
     params = perturbed(config)
     whole = apply(config, params, tokens_bt)
     step = jax.jit(lambda tokens, state: model.features(config, params, tokens, state=state))

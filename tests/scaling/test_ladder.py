@@ -48,6 +48,22 @@ def test_every_run_has_what_its_level_asks_for():
     assert len({run.name for run in (*plan.runs, *plan.targets)}) == len(plan.runs) + 2
 
 
+def test_smaller_levels_have_more_runs():
+    runs = ladder.plan(config(seeds=3, seeds_exponent=0.25)).runs
+    counts = {run.compute: sum(other.compute == run.compute for other in runs) for run in runs}
+    most = max(counts)
+    assert counts[most] == 3 and counts[min(counts)] > 5
+    for compute, count in counts.items():
+        assert abs(count - 3 * (most / compute) ** 0.25) < 0.6
+    assert len({run.seed for run in runs}) == len({run.name for run in runs}) == len(runs)
+
+
+def test_a_runs_last_evaluation_is_at_its_end_and_there_is_no_other_beside_it():
+    for run in ladder.plan(config(curve_points=7)).runs:
+        every, steps = run.config.eval.eval_every_steps, run.config.num_steps
+        assert 6 * every < steps <= 7 * every
+
+
 def test_the_learning_rate_follows_the_horizon():
     plan = ladder.plan(config(rate_exponent=0.3))
     first, last = plan.runs[0], plan.targets[0]
