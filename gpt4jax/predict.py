@@ -78,12 +78,8 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
 
     # The data are prepared once for all workers; this process itself leaves accelerators to them.
-    left, target_left = (
-        any(pool.result(run, workdir / name) is None for run in runs)
-        for name, runs in (("runs", plan.runs), ("target", plan.targets))
-    )
-    platform, devices = pool.machine() if left or target_left else ("cpu", 1)
-    where = pool.places(config.ladder.workers, platform, devices) if left or platform == "cpu" else []
+    left = any(pool.result(run, workdir / "runs") is None for run in plan.runs)
+    where = pool.places(config.ladder.workers, *pool.machine()) if left else []
     jax.config.update("jax_platforms", "cpu")
     study = Study(config, plan, problems, workdir, *_data(config, plan, problems))
 
@@ -92,9 +88,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
         return 0
     document = _forecast(study, results, solved, forced)
     if until != "forecast":
-        # A seed of the target has all devices; but two cores of a CPU do more apart than together.
-        apart = platform == "cpu" and len(plan.targets) > 1
-        _train_target(study, results, document, where if apart else [pool.Place({}, ())], force)
+        _train_target(study, results, document, force)
     return 0
 
 
@@ -124,15 +118,18 @@ def _forecast(study: Study, results, solved, forced: list[str]) -> dict[str, Any
     return document
 
 
-def _train_target(study: Study, results, document: dict[str, Any], where, force: bool) -> None:
+def _train_target(study: Study, results, document: dict[str, Any], force: bool) -> None:
     """The target, and what came of the forecast."""
-    plan, workdir, folder = study.plan, study.workdir, study.workdir / "target"
+    plan, workdir, folder, where = study.plan, study.workdir, study.workdir / "target", [pool.Place({}, ())]
     _check_target(document, plan, workdir)
     if any(pool.result(run, folder) is None for run in plan.targets):
         since = _changed_since(document, study.facts, force)
         files.replace(folder / SEAL, document["sha256"] + "\n")
         with (folder / FORCED).open("a") as lines:  # every start's, so that no later report forgets it
             lines.writelines(f"{line}\n" for line in since)
+        # A seed has all devices; but a CPU's cores do more for two seeds apart than for one after the other.
+        apart = len(plan.targets) > 1 and pool.machine()[0] == "cpu"
+        where = pool.places(0, "cpu", 1) if apart else where
     done = pool.train_all(plan.targets, folder, where, _job(study), job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)

@@ -180,7 +180,10 @@ BAD = {
     "data set": (["--config.data.dataset=nothing"], "'nothing' is neither python_stdlib"),
     "schedule": (["--config.optimizer.schedule=cosine"], "must be one of warmup_cosine, warmup_stable_decay"),
     "keep": (["--config.checkpoint.keep=1"], "checkpoint.keep is 1; it must be at least 2"),
-    "pattern": (["--config.model.attention=stripes"], "'stripes'; a pattern is 'dense' or 'banded:WINDOW'"),
+    "pattern": (
+        ["--config.model.attention=stripes"],
+        "'stripes'; a pattern is 'dense', 'induction' or 'banded:WINDOW'",
+    ),
     "log": (["--config.eval.log_every_steps=-1"], "eval.log_every_steps is -1; it must be at least 0"),
     "no micro-batches": (["--config.optimizer.micro_batches=0"], "optimizer.micro_batches is 0"),
     "no rows": (["--config.batch_size=-8"], "batch_size is -8; it must be at least 1"),

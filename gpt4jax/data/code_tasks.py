@@ -113,6 +113,7 @@ _OPERATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _TYPES = ("int", "int", "str", "list")  # of arguments: half are numbers
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_INDENT = "    "
 _NAMES = "xabcde"  # of the argument and of each step's result but the last; i is an item, f the function
 
 Step = tuple[str, str]  # phrase, and expression with {v} for the argument
@@ -125,7 +126,8 @@ class Problem:
     Attributes:
         name: distinct among the problems of one call.
         level: its number of steps.
-        prompt: the description and the line with `def`, to be continued.
+        prompt: the description, the line with `def` and the next one's indentation, to be continued. (The end of a
+            line would be no place to stop: tokenizers join it with the indentation behind it.)
         tests: pairs of an argument and the value that the function must give.
         solution: one right continuation.
     """
@@ -187,12 +189,13 @@ def passes(problem: Problem, completion: str) -> bool:
     Nothing is executed: an interpreter of a small part of Python walks the syntax tree, with limits on steps, sizes
     and depth. Whatever else a completion may hold, it fails. Values must be equal and of the same type.
     """
-    lines = itertools.takewhile(lambda line: line[:1] in (" ", "\t") and line.strip(), completion.split("\n"))
-    body = "\n".join(lines)
+    head, _, begun = problem.prompt.rpartition("\n")
+    lines = f"{begun}{completion}".split("\n")
+    body = "\n".join(itertools.takewhile(lambda line: line[:1] in (" ", "\t") and line.strip(), lines))
     if len(body) > MAX_SOURCE:
         return False
     try:
-        function = parse(problem.prompt + body + "\n")
+        function = parse(f"{head}\n{body}\n")
         return all(same(call(function, value), expected) for value, expected in problem.tests)
     except RefusedError:
         return False
@@ -246,8 +249,8 @@ def _render(steps: Sequence[Step]) -> tuple[str, str]:
     results = [*_NAMES[1 : len(steps)], "return"]
     description = ", ".join(f"{result}: {phrase}" for result, (phrase, _) in zip(results, steps, strict=True))
     expressions = [expression.format(v=name) for name, (_, expression) in zip(_NAMES, steps, strict=False)]
-    body = [f"    {name} = {expression}\n" for name, expression in zip(_NAMES[1:], expressions[:-1], strict=False)]
-    return f"# {description}\ndef f({_NAMES[0]}):\n", "".join(body) + f"    return {expressions[-1]}\n"
+    body = [f"{name} = {expression}\n" for name, expression in zip(_NAMES[1:], expressions[:-1], strict=False)]
+    return f"# {description}\ndef f({_NAMES[0]}):\n{_INDENT}", _INDENT.join([*body, f"return {expressions[-1]}\n"])
 
 
 def _tests(rng: np.random.Generator, takes: str, steps: tuple[Step, ...]) -> tuple[tuple[Value, Value], ...] | None:

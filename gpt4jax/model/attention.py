@@ -3,8 +3,8 @@
 `attend` serves whole rows: a lowering takes the same arguments and gives the same result. Today there are
 two: `reference` computes every score at once and hides what the mask hides; `blockwise` goes through
 blocks of queries, leaves out the keys behind each block, and recomputes scores in its backward pass.
-`attend_cached` serves new tokens behind a KV cache. All compute what a banded mask hides: a banded layer is
-right, but as dear as a dense one.
+`attend_cached` serves new tokens behind a KV cache. All compute what a mask hides: banded and induction layers are
+right, but as dear as dense ones.
 """
 
 from functools import partial

@@ -156,7 +156,8 @@ def forward(
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin)
     if masks.INDUCTION in config.attention:
-        rows = rows._replace(token_bt=tokens_bt, before_bt=_before(tokens_bt, segment_ids_bt))
+        signed_bt = tokens_bt.astype(jnp.int32)
+        rows = rows._replace(token_bt=signed_bt, before_bt=_before(signed_bt, segment_ids_bt))
     if state is None:
         x_btd = _run_layers(config, params["layers"], x_btd, rows, layers_key)
     else:

@@ -107,6 +107,8 @@ def self_attention(
     q_btnh = times(mup.multipliers(config).attention, q_btnh)
     mask, soft_cap = masks.from_pattern(pattern), config.attention_soft_cap
     induction = pattern == masks.INDUCTION
+    if induction and (rows.token_bt is None or rows.before_bt is None):
+        raise ValueError("an induction layer needs the rows' tokens")
     if cached is not None:
         # Written first and then only read: the other way round, XLA would copy the cache for the loop over it.
         token_bt = rows.token_bt if induction else None

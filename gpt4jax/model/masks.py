@@ -92,12 +92,14 @@ INDUCTION = "induction"  # the one pattern that asks for tokens too: see `attent
 def from_pattern(pattern: str) -> Mask:
     """The mask of a layer, from its name in `config.model.attention`: "dense", "induction" or "banded:WINDOW".
 
+    Of "induction" it is what positions decide: that the key does not come after the query.
+
     Raises:
         ValueError: a name that is no pattern.
     """
-    name, _, argument = pattern.partition(":")
-    if name in ("dense", INDUCTION) and not argument:
+    if pattern in ("dense", INDUCTION):
         return causal()
+    name, _, argument = pattern.partition(":")
     if name == "banded" and argument.isdecimal() and int(argument) > 0:
         return causal() & banded(int(argument))
     raise ValueError(

@@ -10,6 +10,7 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,8 @@ def activations(config: model.Config, params: Params, tokens_bt: jax.Array) -> d
     Raises:
         UserError: a decoder with what this check does not look at.
     """
-    plain = {"norm": "rmsnorm", "position": "rope", "use_bias": False, "qk_norm": False, "attention_soft_cap": 0.0}
+    plain: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "use_bias": False, "qk_norm": False}
+    plain |= {"attention": ("dense",), "attention_soft_cap": 0.0}
     if other := [f"model.{name}={getattr(config, name)}" for name, v in plain.items() if getattr(config, name) != v]:
         raise UserError(f"the coordinate check knows decoders with {plain} only, not {', '.join(other)}")
     positions_bt = jnp.arange(tokens_bt.shape[1])[None]

@@ -49,6 +49,7 @@ def default() -> ml_collections.ConfigDict:
     r.buckets = 6  # of difficulty
     r.excluded_problems = 15 / 164  # the hardest, as a fraction
     r.workers = 0  # runs at a time; 0: one for each accelerator, or two on a CPU, which share its cores
+    # (the target's seeds run one after the other on all accelerators, and on a CPU side by side)
     return c.lock()
 
 
@@ -142,6 +143,8 @@ def _check(r: Any) -> None:
     for name in ("tokens_per_parameter", "width_per_layer", "base_tokens", "target_compute"):
         if not r[name] > 0:
             raise UserError(f"ladder.{name} is {r[name]}; it must be above 0")
+    if not 0 <= r.seeds_exponent <= 1:
+        raise UserError(f"ladder.seeds_exponent is {r.seeds_exponent}; it lies in [0, 1]")
     if r.grow not in ("head_dim", "num_heads"):
         raise UserError(f"ladder.grow is {r.grow!r}; it must be head_dim or num_heads")
     if not r.ratios or min(r.ratios) < 1 or not 0 < r.level < 1:

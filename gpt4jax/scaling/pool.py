@@ -121,7 +121,7 @@ class _Workers:
             queue.put(place)
         self.asked = 0
         self._others = set(multiprocessing.active_children())  # a notebook's own, say
-        # Runs of one shape share their programs: compiling takes longer than training a small run.
+        # Runs of one shape share the programs of their steps: compiling takes longer than training a small run.
         self._compiled = tempfile.TemporaryDirectory(prefix="gpt4jax-compiled-", ignore_cleanup_errors=True)
         settings = queue, self._stop, self._compiled.name
         self._pool = ProcessPoolExecutor(min(len(where), most), spawn, _settle, settings)

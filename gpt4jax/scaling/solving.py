@@ -140,11 +140,18 @@ def _engine(workdir: pathlib.Path, rows: int):
 
 
 def check_room(problems: Sequence[Problem], tokenizer: Any, max_seq_len: int) -> None:
-    """Checks that the decoder has room for every problem and its solution.
+    """Checks that the decoder has room for every problem and its solution, and reads both as it was trained to.
 
     Raises:
-        UserError: it has not.
+        UserError: it has not, or the tokenizer joins the end of a prompt with the solution's beginning, so that a
+            prompt alone ends in tokens that no training text has there.
     """
+    for p in problems:
+        if [*tokenizer.prompt(p.prompt), *tokenizer.encode(p.solution)] != tokenizer.prompt(p.prompt + p.solution):
+            raise UserError(
+                f"the tokenizer joins the end of {p.name}'s prompt with the beginning of its solution: code tasks "
+                "need another one (data.tokenizer=bytes, say)"
+            )
     longest = max(len(tokenizer.prompt(p.prompt)) + len(tokenizer.encode(p.solution)) + 1 for p in problems)
     if longest > max_seq_len:
         raise UserError(f"a code task with its solution takes {longest} tokens, and model.max_seq_len is {max_seq_len}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt4jax import model
 from gpt4jax.errors import UserError
+from gpt4jax.model import masks
 from gpt4jax.weights import rope
 from gpt4jax.weights.fields import checked
 
@@ -194,6 +195,8 @@ def _closest(config: model.Config) -> tuple[str, str | None]:
         if config.head_dim * config.num_heads != config.embed_dim:
             return "GPT2LMHeadModel", f"head_dim {config.head_dim} x num_heads {config.num_heads} is not embed_dim"
         return "GPT2LMHeadModel", _unlike(config, wanted)
+    if masks.INDUCTION in patterns:
+        return "LlamaForCausalLM", f"attention {config.attention}"
     wanted = dict(norm="rmsnorm", activation="swiglu")
     if config.qk_norm:
         windows = patterns - {"dense"}

@@ -121,6 +121,7 @@ def rechained(body: list[ast.stmt], argument: str) -> str:
 def test_every_step_matters_and_tests_differ(held_out):
     for problem in held_out:
         source = problem.prompt + problem.solution
+        problem = dataclasses.replace(problem, prompt=problem.prompt.rstrip(" "))  # what follows is whole lines
         assert passes(problem, rechained(ast.parse(source).body[0].body, "x")), problem
         for left_out in range(problem.level):
             body = ast.parse(source).body[0].body

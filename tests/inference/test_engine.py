@@ -126,10 +126,11 @@ def test_an_induction_layer_keeps_its_tokens_beside_keys_and_values():
         np.testing.assert_allclose(result.logprobs, logprobs, atol=2e-4)
 
 
-def test_matrices_over_devices_give_the_same_up_to_rounding():
-    config = tiny("llama")
+@pytest.mark.parametrize("first", ["dense", "induction"])
+def test_matrices_over_devices_give_the_same_up_to_rounding(first):
+    config = tiny("llama", attention=(first, "dense"))
     params = perturbed(config)
-    prompts = [(list(range(1, 25)), list(range(30, 45))), ([1], [2, 3])]
+    prompts = [(list(range(1, 25)), list(range(10, 25))), ([1], [2, 3])]
     one = Engine(config, params, rows=2).loglikelihood(prompts)
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     many = Engine(config, params, rows=2, mesh=mesh).loglikelihood(prompts)

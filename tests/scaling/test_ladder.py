@@ -58,7 +58,7 @@ def test_smaller_levels_have_more_runs():
     assert len({run.seed for run in runs}) == len({run.name for run in runs}) == len(runs)
 
 
-def test_a_runs_last_evaluation_is_at_its_end_and_there_is_no_other_beside_it():
+def test_a_long_runs_last_evaluation_is_at_its_end_and_there_is_no_other_beside_it():
     for run in ladder.plan(config(curve_points=7)).runs:
         every, steps = run.config.eval.eval_every_steps, run.config.num_steps
         assert 6 * every < steps <= 7 * every
@@ -118,6 +118,7 @@ def test_more_heads_instead_of_wider_ones():
         (dict(target_compute=1e12), "more than 1/100 of the target's"),
         (dict(max_compute=1e8, min_compute=1e7), "the smallest decoder"),
         (dict(seeds=0), "ladder.seeds is 0"),
+        (dict(seeds_exponent=25.0), "ladder.seeds_exponent is 25"),
         (dict(tokens_per_parameter=0.0), "tokens_per_parameter is 0"),
         (dict(ratios=()), "ratios"),
         (dict(grow="depth"), "grow is 'depth'"),

@@ -4,8 +4,10 @@ import os
 
 import pytest
 
+from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
-from gpt4jax.scaling import pool
+from gpt4jax.scaling import ladder, pool
+from tests.runs import ROOT
 
 
 def test_every_accelerator_has_a_worker_that_sees_no_other(monkeypatch):
@@ -28,3 +30,31 @@ def test_workers_on_a_cpu_share_its_cores(monkeypatch):
     assert [len(place.cores) for place in pool.places(5, "cpu", 1)] == [1] * 5
     with pytest.raises(UserError, match="6, and there are 5 cores"):
         pool.places(6, "cpu", 1)
+
+
+def _note_where_programs_are_kept(config, workdir) -> int:
+    """A job for a worker: compiles a program, and writes where programs are kept and how many."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: x * 17 + 4)(1.0)
+    kept = str(jax.config.values["jax_compilation_cache_dir"])
+    (workdir / "kept.txt").write_text(f"{kept} {len(os.listdir(kept))}")
+    return 0
+
+
+def test_runs_share_their_compiled_programs_and_leave_none(tmp_path, monkeypatch):
+    plan = ladder.plan(configuration.load(str(ROOT / "tests" / "configs" / "tiny_ladder.py"), (), ladder.default))
+    runs = plan.runs[:2]
+
+    def kept(folder):
+        with pool._Workers([pool.Place({}, ())] * 2, len(runs)) as workers:
+            assert [status for _, status in workers.train(runs, folder, _note_where_programs_are_kept)] == [0, 0]
+        (one, some), (other, _) = ((folder / run.name / "kept.txt").read_text().split() for run in runs)
+        assert one == other and int(some) > 0
+        return one
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # the user's own
+    assert kept(tmp_path / "a") == str(tmp_path)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert not os.path.exists(kept(tmp_path / "b"))

@@ -1,5 +1,6 @@
 """Sampling of code tasks in rounds, and the forecast of pass rates, on models whose pass rates are known."""
 
+import dataclasses
 import json
 import types
 
@@ -165,6 +166,21 @@ def test_problems_need_room():
     solving.check_room(PROBLEMS, tok, longest)
     with pytest.raises(UserError, match=f"takes {longest} tokens, and model.max_seq_len is {longest - 1}"):
         solving.check_room(PROBLEMS, tok, longest - 1)
+
+
+def test_a_tokenizer_must_not_join_a_prompt_with_its_solution():
+    """Such as one that makes one token of a line's end and the next one's indentation, where a prompt ends between."""
+    from gpt4jax.data import tokenizer
+
+    cut = dataclasses.replace(PROBLEMS[0], prompt=PROBLEMS[0].prompt.rstrip(" "), solution="    return x\n")
+    own = tokenizer.from_bytes()
+    solving.check_room([cut], own, 300)
+    joined = types.SimpleNamespace(
+        encode=lambda text: own.encode(text.replace(":\n    ", "\t")), prompt=lambda text: joined.encode(text)
+    )
+    with pytest.raises(UserError, match=f"joins the end of {cut.name}'s prompt"):
+        solving.check_room([cut], joined, 300)
+    solving.check_room(PROBLEMS, joined, 300)
 
 
 def test_selection_does_not_bias_the_easiest_bucket():

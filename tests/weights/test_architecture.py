@@ -34,6 +34,8 @@ NOT_EXPRESSED = {
     "use_bias True": LLAMA | dict(qk_norm=True, use_bias=True),
     "attention ('banded:3',)": GPT | dict(attention=("banded:3",)),
     "attention ('dense', 'banded:3')": LLAMA | dict(attention=("dense", "banded:3")),
+    "attention ('induction',)": LLAMA | dict(attention=("induction",)),
+    "attention ('induction', 'dense')": LLAMA | dict(qk_norm=True, attention=("induction", "dense")),
     "head_dim 16": GPT | dict(head_dim=16),
     "num_heads 6": LLAMA | dict(num_heads=6),
     "logit_soft_cap 30.0": LLAMA | dict(logit_soft_cap=30.0),
