@@ -2,10 +2,11 @@
 
     python -m gpt4jax.predict --config configs/ladder_cpu.py --workdir runs/ladder_cpu
 
-The first start fetches 233 MB of packages. All decoders are three layers deep and differ in width alone. The first
-layer is given the pattern of induction heads: small decoders do not learn to copy from their context, larger ones do,
-and no law through the small ones foresees it. The learning rate's best values are 0.0135 and 0.0138 at 0.9 and 2.7
-million tokens (parabolas through three rates) and 0.017 at 5.3 million (two rates and the others' curvature).
+The first start fetches 233 MB of packages. It took 35 minutes: registered 2.9772, measured 2.9187 nats/token (+2.0%).
+All decoders are three layers deep and differ in width alone. The first layer is given the pattern of induction heads:
+small decoders do not learn to copy from their context, larger ones do, and no law through the small ones foresees it.
+The learning rate's best values are 0.0135 and 0.0138 at 0.9 and 2.7 million tokens (parabolas through three rates) and
+0.017 at 5.3 million (two rates and the others' curvature).
 """
 
 from gpt4jax.scaling.ladder import default
