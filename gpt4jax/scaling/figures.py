@@ -155,7 +155,8 @@ def capability(document: Mapping[str, Any], report: Mapping[str, Any], path: pat
     )
     for i, (axes, bucket, found) in enumerate(zip(row[0], registered["buckets"], measured, strict=False)):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.plot(np.array(registered["compute"]) / goal, bucket["mean_neg_log"], "o", color=INK, ms=4, alpha=0.7)
+        if bucket["problems"]:
+            axes.plot(np.array(registered["compute"]) / goal, bucket["mean_neg_log"], "o", color=INK, ms=4, alpha=0.7)
         if "k" in bucket:
             x = np.geomspace(min(registered["compute"]) / 2, 2 * goal, 100)
             axes.plot(x / goal, bucket["alpha"] * x ** -bucket["k"], ":", color=FAINT)

@@ -202,6 +202,8 @@ def forecast(
         }
         row["mean_neg_log"] = estimates_mp[:, chosen].mean(axis=1).tolist() if chosen else []
         try:
+            if not chosen:
+                raise ValueError("none is left")
             law = capability.fit(compute, estimates_mp[:, chosen])
             row |= {"alpha": law.alpha, "k": law.k, "forecast": law.predict(target_compute)}
             row["interval"] = list(law.interval(target_compute, options.level))
@@ -241,7 +243,9 @@ def describe(registered: Sequence[dict[str, Any]], options: Any, measured: Seque
         lines += [f"  no forecast: {one['no_forecast']}"] if "no_forecast" in one else []
         for number, bucket in enumerate(one["buckets"]):
             line = f"  {len(bucket['problems'])} problems"
-            line += f" ({len(bucket['dropped'])} more never solved by some model)" if bucket["dropped"] else ""
+            line += (
+                f" ({len(bucket['dropped'])} more not solved often enough by some model)" if bucket["dropped"] else ""
+            )
             if "forecast" in bucket:
                 line += f": {bucket['forecast']:.3f}, falling as C^-{bucket['k']:.3f}"
             if "interval" in bucket:

@@ -9,7 +9,7 @@ import pytest
 
 from gpt4jax.data import code_tasks
 from gpt4jax.errors import UserError
-from gpt4jax.scaling import solving
+from gpt4jax.scaling import figures, solving
 from gpt4jax.signals import TERMINATED
 
 OPTIONS = types.SimpleNamespace(
@@ -135,6 +135,22 @@ def test_no_solved_problem():
     outcomes = [[[0] * 16 for _ in NAMES], [[1] * 16 for _ in NAMES]]
     with pytest.raises(UserError, match="no problem of 30 is solved 2 times"):
         solving.forecast([1e10, 1e11], outcomes, NAMES, 1e13, OPTIONS)
+
+
+def test_a_bucket_that_is_left_empty_says_so_and_is_drawn(tmp_path):
+    """The harder problems are solved by the larger model alone."""
+    small = [[int(p < 12 and i % 4 < 2) for i in range(32)] for p in range(len(NAMES))]
+    outcomes, target = [small, [[1, 1, 0, 1] * 8 for _ in NAMES]], [[1, 1] * 8 for _ in NAMES]
+    found = solving.forecast([1e10, 1e11], outcomes, NAMES, 1e13, OPTIONS)
+    kept = [len(bucket["problems"]) for bucket in found["buckets"]]
+    assert kept[0] == 9 and kept[-1] == 0 and found["buckets"][-1]["no_forecast"] == "none is left"
+    report = {"capability": [solving.compare(found, NAMES, [target], OPTIONS)]}
+    document = {"capability": [found], "target": {"compute": 1e13}}
+    assert "0 problems (9 more not solved often enough" in solving.describe(
+        [{"ratio": 100.0, **found}], OPTIONS, report["capability"]
+    )
+    figures.capability(document, report, tmp_path / "figure2.png")
+    assert (tmp_path / "figure2.png").stat().st_size > 1000
 
 
 def test_the_filter_does_not_bias_what_it_keeps():
