@@ -5,7 +5,8 @@
 Every decoder is asked to solve problems that no training text shows; its programs run against unit tests. Words are
 tokens: at 1.2e12 FLOPs a decoder of bytes solves 28 of 72 problems in 64 samples, one of these tokens all of them, most
 every time. Run with sample_budget=256, one bucket of six had problems that every run solves: -E[log p]
-forecast 0.033, measured 0.000; decoders begin to copy constants between 1.6e11 and 6e11 FLOPs, which no law below foresees.
+forecast 0.033, measured 0.000. Decoders begin to copy constants between 1.6e11 and 6e11 FLOPs, which no law through
+smaller ones foresees.
 """
 
 from gpt4jax.scaling.ladder import default
