@@ -252,7 +252,7 @@ def _data(config, plan, problems) -> tuple[dict[str, Any], forecast.Units]:
     """What identifies the data, and the units of the held-out rows; says how many epochs the longest run makes."""
     data = text.load(config.data, config.model.vocab_size, files.cache_dir(config.data.cache_dir), job.say)
     if problems:
-        solving.check_room(problems, data.tokenizer, config.model.max_seq_len)
+        solving.check_problems(problems, data.tokenizer, config.model.max_seq_len)
     epochs = plan.targets[0].num_tokens / data.facts["train"]["pairs"]
     job.say(f"the target reads {epochs:.2f} of the training tokens" + (": more than one epoch" if epochs > 1 else ""))
     held = data.rows["eval"], data.tokenizer, config.eval.num_rows

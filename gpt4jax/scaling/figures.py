@@ -151,7 +151,7 @@ def capability(document: Mapping[str, Any], report: Mapping[str, Any], path: pat
     goal = document["target"]["compute"]
     columns = max(1, len(registered["buckets"]))
     figure, row = plt.subplots(
-        1, columns, figsize=(2.4 * columns, 2.8), layout="constrained", sharey=True, squeeze=False
+        1, columns, figsize=(2.4 * columns, 2.8), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     for i, (axes, bucket, found) in enumerate(zip(row[0], registered["buckets"], measured, strict=False)):
         axes.spines[["top", "right"]].set_visible(False)

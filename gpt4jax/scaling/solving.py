@@ -139,7 +139,7 @@ def _engine(workdir: pathlib.Path, rows: int):
     return Engine(model_config, params, tokenizer=tok, rows=rows)
 
 
-def check_room(problems: Sequence[Problem], tokenizer: Any, max_seq_len: int) -> None:
+def check_problems(problems: Sequence[Problem], tokenizer: Any, max_seq_len: int) -> None:
     """Checks that the decoder has room for every problem and its solution, and reads both as it was trained to.
 
     Raises:

@@ -179,9 +179,9 @@ def test_problems_need_room():
 
     tok = tokenizer.from_bytes()
     longest = max(1 + len(p.prompt) + len(p.solution) + 1 for p in PROBLEMS)
-    solving.check_room(PROBLEMS, tok, longest)
+    solving.check_problems(PROBLEMS, tok, longest)
     with pytest.raises(UserError, match=f"takes {longest} tokens, and model.max_seq_len is {longest - 1}"):
-        solving.check_room(PROBLEMS, tok, longest - 1)
+        solving.check_problems(PROBLEMS, tok, longest - 1)
 
 
 def test_a_tokenizer_must_not_join_a_prompt_with_its_solution():
@@ -190,13 +190,13 @@ def test_a_tokenizer_must_not_join_a_prompt_with_its_solution():
 
     cut = dataclasses.replace(PROBLEMS[0], prompt=PROBLEMS[0].prompt.rstrip(" "), solution="    return x\n")
     own = tokenizer.from_bytes()
-    solving.check_room([cut], own, 300)
+    solving.check_problems([cut], own, 300)
     joined = types.SimpleNamespace(
         encode=lambda text: own.encode(text.replace(":\n    ", "\t")), prompt=lambda text: joined.encode(text)
     )
     with pytest.raises(UserError, match=f"joins the end of {cut.name}'s prompt"):
-        solving.check_room([cut], joined, 300)
-    solving.check_room(PROBLEMS, joined, 300)
+        solving.check_problems([cut], joined, 300)
+    solving.check_problems(PROBLEMS, joined, 300)
 
 
 def test_selection_does_not_bias_the_easiest_bucket():
