@@ -120,16 +120,15 @@ def _forecast(study: Study, results, solved, forced: list[str]) -> dict[str, Any
 
 def _train_target(study: Study, results, document: dict[str, Any], force: bool) -> None:
     """The target, and what came of the forecast."""
-    plan, workdir, folder, where = study.plan, study.workdir, study.workdir / "target", [pool.Place({}, ())]
+    plan, workdir, folder = study.plan, study.workdir, study.workdir / "target"
     _check_target(document, plan, workdir)
+    where: list[pool.Place] = []
     if any(pool.result(run, folder) is None for run in plan.targets):
         since = _changed_since(document, study.facts, force)
         files.replace(folder / SEAL, document["sha256"] + "\n")
         with (folder / FORCED).open("a") as lines:  # every start's, so that no later report forgets it
             lines.writelines(f"{line}\n" for line in since)
-        # A seed has all devices; but a CPU's cores do more for two seeds apart than for one after the other.
-        apart = len(plan.targets) > 1 and pool.machine()[0] == "cpu"
-        where = pool.places(0, "cpu", 1) if apart else where
+        where = pool.places_of_targets(len(plan.targets), pool.machine()[0])
     done = pool.train_all(plan.targets, folder, where, _job(study), job.say)
     as_registered = forecast.provenance(document["code"], document["versions"])
     trained = _foreign(plan.targets, folder, as_registered, document["corpus"], force=True)

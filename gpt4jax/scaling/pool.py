@@ -58,6 +58,15 @@ def places(workers: int, platform: str, devices: int) -> list[Place]:
     return [Place({}, tuple(cores[i::workers])) for i in range(workers)]
 
 
+def places_of_targets(seeds: int, platform: str) -> list[Place]:
+    """Where the seeds of a target run: each with all devices, one after the other.
+
+    On a CPU several run side by side: its cores do more apart than together. `ladder.workers` has no part in it: a run
+    that is resumed has as many cores as before.
+    """
+    return places(0, platform, 1) if platform == "cpu" and seeds > 1 else [Place({}, ())]
+
+
 def result(run: Run, folder: pathlib.Path) -> Result | None:
     """What a run in its folder came to; None if it has not ended.
 

@@ -180,8 +180,13 @@ def test_errors_in_words(tokens_bt):
         model.features(config, params, tokens_bt, segment_ids_bt=tokens_bt, state=cache)
     with pytest.raises(ValueError, match="images"):
         model.features(config, params, tokens_bt, images=jnp.zeros((1,)))
-    with pytest.raises(ValueError, match="'stripes'; a pattern is"):
-        masks.from_pattern("stripes")
+    for name in ("stripes", "dense:", "induction:", "banded:", "banded:0"):
+        with pytest.raises(ValueError, match=f"'{name}'; a pattern is"):
+            masks.from_pattern(name)
+    first = {name: leaf[0] for name, leaf in params["layers"].items()}
+    no_tokens = layers.Rows(jnp.arange(4)[None], None, None)
+    with pytest.raises(ValueError, match="needs the rows' tokens"):
+        layers.self_attention(config, "induction", first, jnp.zeros((1, 4, 32)), no_tokens, None)
 
 
 def test_masks_by_brute_force():

@@ -32,6 +32,14 @@ def test_workers_on_a_cpu_share_its_cores(monkeypatch):
         pool.places(6, "cpu", 1)
 
 
+def test_a_targets_seeds_share_a_cpu_and_take_turns_on_accelerators(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert [place.cores for place in pool.places_of_targets(2, "cpu")] == [(0, 2), (1, 3)]
+    assert len(pool.places_of_targets(3, "cpu")) == 2
+    for seeds, platform in ((1, "cpu"), (2, "gpu"), (2, "tpu")):
+        assert pool.places_of_targets(seeds, platform) == [pool.Place({}, ())]
+
+
 def _note_where_programs_are_kept(config, workdir) -> int:
     """A job for a worker: compiles a program, and writes where programs are kept and how many."""
     import jax

@@ -147,11 +147,12 @@ def test_the_parabola_spans_as_many_octaves_on_any_grid():
         ("sweep.widths=(32,33)", "no whole head_dim at embed_dim 33"),
         ("sweep.seeds=0", "sweep.seeds is at least 1"),
         ("model.qk_norm=True", "the coordinate check knows decoders with"),
+        ("model.attention=('banded:4',)", "only, not model.attention"),
     ],
 )
 def test_sizes_that_can_not_be_are_refused_before_any_run(tiny, change, words):
     root, flags = tiny
-    job = coordinates if "qk_norm" in change else transfer
+    job = coordinates if change.startswith("model.") else transfer
     with pytest.raises(UserError, match=words):
         job.main([*flags, f"--config.{change}", "--workdir", str(root / "refused")])
     assert not (root / "refused").exists()
