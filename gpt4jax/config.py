@@ -67,7 +67,8 @@ def default() -> ml_collections.ConfigDict:
     m.param_dtype = "float32"  # of stored parameters and optimizer moments
 
     c.data = d = ml_collections.ConfigDict()
-    # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "folder:PATH", "jsonl:PATH", or
+    # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "named_tasks:MEGABYTES",
+    # "folder:PATH", "jsonl:PATH", or
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
     d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.data import code_tasks, text
+from gpt4jax.data.operations import DESCRIBED, NAMED
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import figures, forecast, ladder, pool, solving
 from gpt4jax.train import train
@@ -73,7 +74,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
 
     workdir = files.local_folder(workdir, "--workdir")
     configuration.check_values(config)
-    plan, problems = ladder.plan(config), _problems(config.ladder)
+    plan, problems = ladder.plan(config), _problems(config)
     _open(workdir, config)
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")
 
@@ -259,16 +260,19 @@ def _data(config, plan, problems) -> tuple[dict[str, Any], forecast.Units]:
     return {**data.facts, "least_loss": least}, forecast.units(*held)
 
 
-def _problems(options) -> tuple:
-    """The code tasks that every run is asked to solve.
+def _problems(config) -> tuple:
+    """The code tasks that every run is asked to solve: named ones where the text is of such, else described ones.
 
     Raises:
         UserError: more than there are.
     """
+    if not (per_level := config.ladder.problems_per_level):
+        return ()
+    named = config.data.dataset.startswith("named_tasks:")
     try:
-        return code_tasks.problems(0, options.problems_per_level) if options.problems_per_level else ()
+        return code_tasks.problems(0, per_level, operations=NAMED if named else DESCRIBED)
     except ValueError as error:
-        raise UserError(f"ladder.problems_per_level is {options.problems_per_level}: {error}") from error
+        raise UserError(f"ladder.problems_per_level is {per_level}: {error}") from error
 
 
 def _check_target(document, plan, workdir: pathlib.Path) -> None:

@@ -145,21 +145,22 @@ def test_a_target_that_came_to_no_loss_is_said_and_the_forecast_stands(place, fi
 
 def test_every_run_is_asked_to_solve_code_tasks(place, tmp_path):
     """In the workers, before the job looks; runs of a few dozen steps solve none, which it says, and goes on."""
-    flags = ["data.dataset=code_tasks:1", "data.seq_len=256", "model.max_seq_len=256", "eval.num_rows=8"]
+    flags = ["data.dataset=named_tasks:1", "data.seq_len=256", "model.max_seq_len=256", "eval.num_rows=8"]
     flags += ["ladder.levels=2", "ladder.ratios=(10.0,)", "ladder.target_seeds=1", "ladder.problems_per_level=1"]
     flags += ["ladder.sample_budget=4", "ladder.successes=1", "ladder.buckets=1"]
+    flags += ["ladder.least_solved=1"]
     done = place(tmp_path / "work", *(f"--config.{flag}" for flag in flags))
     assert done.returncode == 0, done.stderr
     document, report = (json.loads((tmp_path / "work" / f"{name}.json").read_text()) for name in ("forecast", "report"))
     (capability,) = document["capability"]
-    assert "no problem of 6 is solved 1 times in 2 samples by every model" in capability["no_forecast"]
+    assert "no problem of 3 is solved 1 times in 2 samples by every model" in capability["no_forecast"]
     assert capability["no_forecast"] in done.stdout and report["capability"] == [[]]
     before = (tmp_path / "work" / "ladder.json").stat().st_mtime_ns  # written when the workers have ended
     assert all(path.stat().st_mtime_ns < before for path in (tmp_path / "work" / "runs").glob("*/solved.json"))
     for folder in [*(tmp_path / "work" / "runs").iterdir(), *(tmp_path / "work" / "target").iterdir()]:
         if folder.is_dir():
             outcomes = json.loads((folder / "solved.json").read_text())["outcomes"]
-            assert [len(row) for row in outcomes] == [4] * 6, folder
+            assert [len(row) for row in outcomes] == [4] * 3, folder  # of named tasks, as the text
     assert (tmp_path / "work" / "figure2.png").is_file() and "pass rates forecast from" in done.stdout
 
 

@@ -8,19 +8,26 @@ A task describes a chain of steps, each with the name of its result, and wants t
         b = a + 7 if a < 9 else a
         return -b
 
-The family is ours (the GPT-4 report has none at this scale). A task's level is its number of steps, 1 to 6. Steps work
-on whole numbers, strings and lists, and may lead from one to the other. A step is right if its phrase was found, its
-operation is known and its constants are copied, so a pass rate is about a product over steps: it falls with the level
-and rises gradually with compute, as operations are drawn as 1 / rank^1.5 and the rare ones are learnt late. (Different
-problems of level 1 run through the common operations soon, so they are hardly easier than those of level 2.) Constants
-and chains are drawn, so there is little to memorise; names are fixed, since drawn ones and more even operations left
-the smallest models at 0.
+or, of a library that only the training texts show,
+
+    # a: kabegu, return: derali
+    def f(x):
+        a = len(x)
+        return a - 6
+
+Both families (`gpt4jax.data.operations`: DESCRIBED, NAMED) are ours; the GPT-4 report has none at this scale. A task's
+level is its number of steps. Steps work on whole numbers, strings and lists, and may lead from one to the other. A step
+is right if its phrase was found, its operation is known and its constants are copied, so a pass rate is about a product
+over steps: it falls with the level and rises with compute, as operations are drawn as 1 / rank^1.5 and the rare ones
+are learnt late. (Different problems of level 1 run through the common operations soon, so they are hardly easier than
+those of level 2.) Of described steps, constants and chains are drawn, so there is little to memorise, but decoders
+begin to copy constants all at once. Of named ones there is only a meaning to know. Results' names are fixed, since
+drawn ones left the smallest models at 0.
 
 Training texts and problems are disjoint by construction: a hash of the solution's expressions says which side a program
 is on, and a description has one solution only.
 """
 
-import bisect
 import dataclasses
 import hashlib
 import itertools
@@ -29,94 +36,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from gpt4jax.data.operations import DESCRIBED, Operations, Step, below
 from gpt4jax.data.restricted_python import MAX_SOURCE, RefusedError, Value, call, parse, same
 
-LEVELS = 6
 MAX_BYTES = 200  # of a training text, and of a problem's prompt and solution; longer programs are drawn again
 HELD_OUT_PERCENT = 10  # of programs: for problems
 NUM_TESTS = 8  # of a problem, and a few more that tell it from its neighbours
 _SPARE = 200  # arguments to find those among
 _PATIENCE = 1000  # draws without a new problem after which a level has no more
 
-# What is done to each type of value, the commonest first: phrase, expression, and the type it gives if that is another.
-# {v} is the name of the value so far; {n}, {k}, {m} numbers 2 to 9, {c}, {d} letters, {w} one or two letters.
-_OPERATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "int": (
-        ("add {n}", "{v} + {n}"),
-        ("subtract {n}", "{v} - {n}"),
-        ("multiply by {m}", "{v} * {m}"),
-        ("double", "{v} * 2"),
-        ("negate", "-{v}"),
-        ("cap at {n}", "min({v}, {n})"),
-        ("at least {n}", "max({v}, {n})"),
-        ("remainder by {m}", "{v} % {m}"),
-        ("divide by {m}", "{v} // {m}"),
-        ("add {n} if below {k}", "{v} + {n} if {v} < {k} else {v}"),
-        ("absolute value", "abs({v})"),
-        ("square", "{v} * {v}"),
-        ("subtract from {n}", "{n} - {v}"),
-        ("distance to {n}", "abs({v} - {n})"),
-        ("double if even", "{v} * 2 if {v} % 2 == 0 else {v}"),
-        ("triple", "{v} * 3"),
-        ("round down to {m}s", "{v} // {m} * {m}"),
-        ("negate if above {n}", "-{v} if {v} > {n} else {v}"),
-        ("zero if below {n}", "0 if {v} < {n} else {v}"),
-        ("last digit", "abs({v}) % 10"),
-        ("as text", "str({v})", "str"),
-        ("is above {n}", "{v} > {n}", "bool"),
-        ("is even", "{v} % 2 == 0", "bool"),
-        ("is a multiple of {m}", "{v} % {m} == 0", "bool"),
-    ),
-    "str": (
-        ("append {w}", '{v} + "{w}"'),
-        ("upper case", "{v}.upper()"),
-        ("reverse", "{v}[::-1]"),
-        ("first {m}", "{v}[:{m}]"),
-        ("length", "len({v})", "int"),
-        ("prepend {w}", '"{w}" + {v}'),
-        ("drop first {m}", "{v}[{m}:]"),
-        ("repeat {m} times", "{v} * {m}"),
-        ("replace {c} by {d}", '{v}.replace("{c}", "{d}")'),
-        ("last {m}", "{v}[-{m}:]"),
-        ("count {c}", '{v}.count("{c}")', "int"),
-        ("capitalize", "{v}.capitalize()"),
-        ("lower case", "{v}.lower()"),
-        ("every second letter", "{v}[::2]"),
-        ("find {c}", '{v}.find("{c}")', "int"),
-        ("sort letters", '"".join(sorted({v}))'),
-        ("swap case", "{v}.swapcase()"),
-        ("starts with {c}", '{v}.startswith("{c}")', "bool"),
-        ("contains {c}", '"{c}" in {v}', "bool"),
-    ),
-    "list": (
-        ("sum", "sum({v})", "int"),
-        ("sort", "sorted({v})"),
-        ("append {n}", "{v} + [{n}]"),
-        ("reverse", "{v}[::-1]"),
-        ("largest", "max({v})", "int"),
-        ("first {m}", "{v}[:{m}]"),
-        ("add {n} to each", "[i + {n} for i in {v}]"),
-        ("smallest", "min({v})", "int"),
-        ("double each", "[i * 2 for i in {v}]"),
-        ("keep above {n}", "[i for i in {v} if i > {n}]"),
-        ("length", "len({v})", "int"),
-        ("drop first {m}", "{v}[{m}:]"),
-        ("last item", "{v}[-1]", "int"),
-        ("keep even", "[i for i in {v} if i % 2 == 0]"),
-        ("prepend {n}", "[{n}] + {v}"),
-        ("sort downwards", "sorted({v})[::-1]"),
-        ("square each", "[i * i for i in {v}]"),
-        ("count {n}", "{v}.count({n})", "int"),
-        ("spread", "max({v}) - min({v})", "int"),
-        ("contains {n}", "{n} in {v}", "bool"),
-    ),
-}
 _TYPES = ("int", "int", "str", "list")  # of arguments: half are numbers
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _INDENT = "    "
 _NAMES = "xabcde"  # of the argument and of each step's result but the last; i is an item, f the function
-
-Step = tuple[str, str]  # phrase, and expression with {v} for the argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,37 +71,37 @@ class Problem:
     solution: str
 
 
-def documents(seed: int, count: int, levels: int = LEVELS) -> Iterator[str]:
+def documents(seed: int, count: int, levels: int = 0, operations: Operations = DESCRIBED) -> Iterator[str]:
     """Training texts, one task each: a prompt and its solution, at most MAX_BYTES bytes of ASCII.
 
-    Levels 1 to `levels` are equally frequent. A text may come again, as often as chance has it.
+    Levels 1 to `levels` (0: all) are equally frequent. A text may come again, as often as chance has it.
 
     Raises:
-        ValueError: levels outside 1 to LEVELS.
+        ValueError: more levels than the operations have.
     """
-    _check_levels(levels)
+    levels = _levels(levels, operations)
     rng = np.random.default_rng([seed, 0])
     for _ in range(count):
-        _, steps = _draw(rng, _below(rng, levels) + 1, held_out=False)
+        _, steps = _draw(rng, below(rng, levels) + 1, held_out=False, operations=operations)
         yield "".join(_render(steps))
 
 
-def problems(seed: int, per_level: int, levels: int = LEVELS) -> tuple[Problem, ...]:
-    """`per_level` different held-out problems of each level, the easiest level first.
+def problems(seed: int, per_level: int, levels: int = 0, operations: Operations = DESCRIBED) -> tuple[Problem, ...]:
+    """`per_level` different held-out problems of each level up to `levels` (0: all), the easiest level first.
 
     In each, every step matters (without it, some test fails) and the tests don't all expect the same.
 
     Raises:
-        ValueError: levels outside 1 to LEVELS, or more problems than a level has.
+        ValueError: more levels than the operations have, or more problems than a level has.
     """
-    _check_levels(levels)
+    levels = _levels(levels, operations)
     rng = np.random.default_rng([seed, 1])
     found: list[Problem] = []
     for level in range(1, levels + 1):
         programs: set[tuple[Step, ...]] = set()
         draws = 0
         while len(programs) < per_level:
-            takes, steps = _draw(rng, level, held_out=True)
+            takes, steps = _draw(rng, level, held_out=True, operations=operations)
             tests = None if steps in programs else _tests(rng, takes, steps)
             draws = draws + 1 if tests is None else 0
             if draws == _PATIENCE:
@@ -201,40 +133,20 @@ def passes(problem: Problem, completion: str) -> bool:
         return False
 
 
-def _check_levels(levels: int) -> None:
-    if not 1 <= levels <= LEVELS:
-        raise ValueError(f"levels is {levels}; it must be from 1 to {LEVELS}")
+def _levels(levels: int, operations: Operations) -> int:
+    if not 0 <= levels <= operations.levels:
+        raise ValueError(f"levels is {levels}; it must be from 1 to {operations.levels}, or 0 for all")
+    return levels or operations.levels
 
 
-def _below(rng: np.random.Generator, n: int) -> int:
-    return int(rng.random() * n)  # a good deal faster than rng.integers for one number
-
-
-def _cumulative(takes: str, last: bool) -> list[float]:
-    """Cumulative probabilities of the operations on a type, as 1 / rank^1.5. What gives a bool can only come last."""
-    weights = [
-        1 / (rank + 1) ** 1.5 if last or "bool" not in row[2:] else 0.0 for rank, row in enumerate(_OPERATIONS[takes])
-    ]
-    return (np.cumsum(weights) / np.sum(weights)).tolist()
-
-
-_CUMULATIVE = {(takes, last): _cumulative(takes, last) for takes in _OPERATIONS for last in (False, True)}
-
-
-def _draw(rng: np.random.Generator, level: int, held_out: bool) -> tuple[str, tuple[Step, ...]]:
+def _draw(rng: np.random.Generator, level: int, held_out: bool, operations: Operations) -> tuple[str, tuple[Step, ...]]:
     """The argument's type and the steps of a program that is held out, or not, and not too long."""
     while True:
-        takes = now = _TYPES[_below(rng, len(_TYPES))]
+        takes = now = _TYPES[below(rng, len(_TYPES))]
         steps = []
         for left in reversed(range(level)):
-            phrase, expression, *gives = _OPERATIONS[now][bisect.bisect(_CUMULATIVE[now, left == 0], rng.random())]
-            letters = [_LETTERS[_below(rng, 26)] for _ in range(4)]
-            constants = dict(
-                n=_below(rng, 8) + 2, k=_below(rng, 8) + 2, m=_below(rng, 8) + 2,
-                c=letters[0], d=letters[1], w="".join(letters[2 : 3 + _below(rng, 2)]),
-            )  # fmt: skip
-            steps.append((phrase.format(**constants), expression.format(v="{v}", **constants)))
-            now = gives[0] if gives else now
+            step, now = operations.draw(rng, now, last=left == 0)
+            steps.append(step)
         if _held_out(steps) == held_out and sum(map(len, _render(steps))) <= MAX_BYTES:
             return takes, tuple(steps)
 
@@ -294,17 +206,17 @@ def _argument(rng: np.random.Generator, takes: str, letters: str) -> Value:
     """A number near the constants, a list of such, or a string with the program's own letters here and there."""
 
     def number() -> int:
-        return _below(rng, 41) - 20
+        return below(rng, 41) - 20
 
     def letter() -> str:
         drawn = letters if letters and rng.random() < 0.3 else _LETTERS
-        one = drawn[_below(rng, len(drawn))]
+        one = drawn[below(rng, len(drawn))]
         return one.upper() if rng.random() < 0.3 else one
 
     if takes == "int":
         return number()
     one: Callable[[], Value] = number if takes == "list" else letter
-    items = [one() for _ in range(10 + _below(rng, 8))]  # longer than most programs drop
+    items = [one() for _ in range(10 + below(rng, 8))]  # longer than most programs drop
     return items if takes == "list" else "".join(map(str, items))
 
 

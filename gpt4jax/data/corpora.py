@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, overload
 import tensorflow_datasets as tfds
 
 from gpt4jax import files
-from gpt4jax.data import code_tasks, grammar, is_utf8, packages, restricted_python
+from gpt4jax.data import code_tasks, grammar, is_utf8, operations, packages, restricted_python
+from gpt4jax.data.operations import DESCRIBED, NAMED
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -279,23 +280,33 @@ class CodeTasks(_TextBuilder):
     """Code tasks with solutions (`gpt4jax.data.code_tasks`); for evaluation, problems that training never shows."""
 
     EVAL_PROBLEMS = 150  # of each level
+    steps = DESCRIBED
 
     def _generate_examples(self, evaluation: bool):
         if evaluation:
-            for problem in code_tasks.problems(0, self.EVAL_PROBLEMS):
+            for problem in code_tasks.problems(0, self.EVAL_PROBLEMS, operations=self.steps):
                 yield problem.name, {"key": problem.name, "text": problem.prompt + problem.solution}
             return
         left = int(self.builder_config.root) * 1_000_000
-        for i, text in enumerate(code_tasks.documents(0, left)):  # more than enough, as none is empty
+        texts = code_tasks.documents(0, left, operations=self.steps)  # more than enough, as none is empty
+        for i, text in enumerate(texts):
             if left <= 0:
                 return
             left -= len(text)
             yield i, {"key": str(i), "text": text}
 
 
+class NamedTasks(CodeTasks):
+    """Code tasks whose steps are names of a library (`gpt4jax.data.operations`), which only training texts show."""
+
+    steps = NAMED
+
+
+_TASKS = (code_tasks, operations, restricted_python)
 _GENERATED = {  # the modules that write the text, its builder, and a small sample of it
     "grammar": ((grammar,), Grammar, lambda: grammar.documents(grammar.language(), 0, 10_000)),
-    "code_tasks": ((code_tasks, restricted_python), CodeTasks, lambda: code_tasks.documents(0, 100)),
+    "code_tasks": (_TASKS, CodeTasks, lambda: code_tasks.documents(0, 100)),
+    "named_tasks": (_TASKS, NamedTasks, lambda: code_tasks.documents(0, 100, operations=NAMED)),
 }
 
 
@@ -310,8 +321,8 @@ def _tfds_set(options: Any) -> Corpus:
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         raise UserError(
             f"data.dataset {name!r} is neither python_stdlib, python_packages, grammar:MEGABYTES, "
-            f"code_tasks:MEGABYTES, folder:PATH or jsonl:PATH, nor a TFDS data set under $TFDS_DATA_DIR "
-            f"({str(error).splitlines()[0]})"
+            "code_tasks:MEGABYTES, named_tasks:MEGABYTES, folder:PATH or jsonl:PATH, nor a TFDS data set under "
+            f"$TFDS_DATA_DIR ({str(error).splitlines()[0]})"
         ) from error
     how = f"prepare it with `tfds build {name} --file_format=array_record`"
     if not builder.is_prepared():

@@ -45,7 +45,8 @@ def default() -> ml_collections.ConfigDict:
     r.level = 0.9  # of the intervals
     r.problems_per_level = 0  # code tasks that every run is asked to solve; 0: none
     r.sample_budget = 1024  # samples of a problem, at most
-    r.successes = 2  # samples of a problem end with so many right ones
+    r.successes = 2  # samples of a problem end with so many right ones in either half of them
+    r.least_solved = 2  # right ones of the first half, without which in every run a problem is left out
     r.buckets = 6  # of difficulty
     r.excluded_problems = 15 / 164  # the hardest, as a fraction
     r.workers = 0  # runs at a time; 0: one for each accelerator, or two on a CPU, which share its cores
@@ -136,6 +137,7 @@ def _check(r: Any) -> None:
         "curve_points",
         "sample_budget",
         "successes",
+        "least_solved",
         "buckets",
     ):
         if r[name] < 1:

@@ -163,7 +163,7 @@ def forecast(
     """The target's -E[log pass rate] by difficulty bucket, from the models below it (the report's section 3.2).
 
     Buckets are formed from the smaller half of the models, all problems but the hardest; in each, a problem that some
-    model did not solve `successes` times is left out, by name. Pass rates are estimated from other draws than these
+    model did not solve `least_solved` times is left out, by name. Pass rates are estimated from other draws than these
     two choices are made from: problems that are called easy by luck would else look easier than they are. A bucket
     without a law says why.
 
@@ -186,12 +186,12 @@ def forecast(
         buckets = capability.difficulty_buckets(ranking_mp[order[: max(1, len(order) // 2)]], options.buckets, excluded)
     except ValueError as error:
         raise UserError(str(error)) from error
-    reached_mp = np.array([[sum(row) >= options.successes for row in _first(one)] for one in outcomes], int)
+    reached_mp = np.array([[sum(row) >= options.least_solved for row in _first(one)] for one in outcomes], int)
     kept = set(capability.solved_by_every_model(reached_mp, names).kept)
     if not kept:
         raise UserError(
-            f"no problem of {len(names)} is solved {options.successes} times in {options.sample_budget // 2} samples "
-            "by every model: a larger ladder.sample_budget, or larger models"
+            f"no problem of {len(names)} is solved {options.least_solved} times in {options.sample_budget // 2} "
+            "samples by every model: a larger ladder.sample_budget, or larger models"
         )
     rows = []
     for bucket in buckets.buckets:

@@ -1,6 +1,7 @@
 """Tasks against Python itself: our own solutions are executed, what a model wrote is only interpreted."""
 
 import ast
+import collections
 import dataclasses
 import itertools
 import re
@@ -8,18 +9,23 @@ import time
 
 import pytest
 
-from gpt4jax.data import code_tasks
-from gpt4jax.data.code_tasks import LEVELS, MAX_BYTES, Problem, documents, passes, problems
+from gpt4jax.data.code_tasks import MAX_BYTES, Problem, documents, passes, problems
+from gpt4jax.data.operations import DESCRIBED, NAMED, Operations
+
+
+@pytest.fixture(scope="module", params=[DESCRIBED, NAMED], ids=["described", "named"])
+def family(request) -> Operations:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def held_out() -> tuple[Problem, ...]:
-    return problems(seed=0, per_level=40)
+def held_out(family) -> tuple[Problem, ...]:
+    return problems(seed=0, per_level=40, operations=family)
 
 
 @pytest.fixture(scope="module")
-def texts() -> list[str]:
-    return list(documents(seed=0, count=20_000))
+def texts(family) -> list[str]:
+    return list(documents(seed=0, count=20_000, operations=family))
 
 
 def executed(source: str, argument):
@@ -84,6 +90,7 @@ def test_solutions_pass_and_those_of_others_do_not(held_out):
     wrong = [
         passes(dataclasses.replace(problem, prompt=other.prompt), other.solution)
         for problem, other in itertools.pairwise(held_out)
+        if problem.solution != other.solution  # names may mean the same
     ]
     assert sum(wrong) < 0.02 * len(wrong)
 
@@ -100,9 +107,10 @@ def share_caught(held_out: tuple[Problem, ...], constants: str) -> float:
     return sum(caught) / len(caught)
 
 
-def test_tests_tell_a_constant_from_its_neighbour(held_out):
+def test_tests_tell_a_constant_from_its_neighbour(family, held_out):
     assert share_caught(held_out, r"(\d+)") > 0.97
-    assert share_caught(held_out, r"[<>] (\d+)") > 0.6  # the others make no difference, by other steps
+    if family is DESCRIBED:
+        assert share_caught(held_out, r"[<>] (\d+)") > 0.6  # the others make no difference, by other steps
 
 
 def rechained(body: list[ast.stmt], argument: str) -> str:
@@ -129,24 +137,24 @@ def test_every_step_matters_and_tests_differ(held_out):
         assert len({str(value) for _, value in problem.tests}) > 1
 
 
-def test_levels_are_numbers_of_steps(held_out, texts):
-    counts = [0] * (LEVELS + 1)
+def test_levels_are_numbers_of_steps(family, held_out, texts):
+    counts = [0] * (family.levels + 1)
     for problem in held_out:
         assert problem.prompt.count(", ") + 1 == problem.solution.count("\n") == problem.level
         counts[problem.level] += 1
-    assert counts == [0, *[40] * LEVELS]
+    assert counts == [0, *[40] * family.levels]
     of_texts = [text.count("\n") - 2 for text in texts]
-    for level in range(1, LEVELS + 1):
-        assert of_texts.count(level) / len(texts) == pytest.approx(1 / LEVELS, abs=0.02)
+    for level in range(1, family.levels + 1):
+        assert of_texts.count(level) / len(texts) == pytest.approx(1 / family.levels, abs=0.02)
 
 
-def test_held_out_problems_occur_in_no_training_text(held_out, texts):
+def test_held_out_problems_occur_in_no_training_text(family, held_out, texts):
     descriptions = {text.partition("\n")[0] for text in texts}
     codes = {code_of(text) for text in texts}
     assert not any(problem.prompt.partition("\n")[0] in descriptions for problem in held_out)
     assert not any(code_of(problem.prompt + problem.solution) in codes for problem in held_out)
     # Were they drawn alike, many would: of the texts of another seed, most of level 1 are here.
-    again = [text.partition("\n")[0] in descriptions for text in documents(1, 500, levels=1)]
+    again = [text.partition("\n")[0] in descriptions for text in documents(1, 500, 1, family)]
     assert sum(again) > 400
 
 
@@ -157,16 +165,16 @@ def test_a_description_has_one_solution(texts):
         assert solutions.setdefault(description, code) == code
 
 
-def test_problems_are_distinct_and_more_than_there_are_is_said(held_out):
+def test_problems_are_distinct_and_more_than_there_are_is_said(family, held_out):
     assert len({problem.name for problem in held_out}) == len(held_out)
     assert len({problem.prompt.partition("\n")[0] for problem in held_out}) == len(held_out)
     with pytest.raises(ValueError, match=r"level 1 gave \d+ different problems, not 2000"):
-        problems(0, 2000, levels=1)
-    for levels in (0, LEVELS + 1):
+        problems(0, 2000, 1, family)
+    for levels in (-1, family.levels + 1):
         with pytest.raises(ValueError, match=f"levels is {levels}"):
-            problems(0, 1, levels)
+            problems(0, 1, levels, family)
         with pytest.raises(ValueError, match=f"levels is {levels}"):
-            next(documents(0, 1, levels))
+            next(documents(0, 1, levels, family))
 
 
 def test_texts_are_short_and_python(texts):
@@ -176,10 +184,10 @@ def test_texts_are_short_and_python(texts):
         compile(text, "text", "exec")
 
 
-def test_seeds_repeat_and_differ(texts):
-    assert list(documents(0, 50)) == texts[:50]
-    assert list(documents(1, 50)) != texts[:50]
-    assert problems(3, 2) == problems(3, 2) != problems(4, 2)
+def test_seeds_repeat_and_differ(family, texts):
+    assert list(documents(0, 50, operations=family)) == texts[:50]
+    assert list(documents(1, 50, operations=family)) != texts[:50]
+    assert problems(3, 2, 0, family) == problems(3, 2, 0, family) != problems(4, 2, 0, family)
 
 
 def test_completion_ends_at_the_first_line_that_is_blank_or_not_indented():
@@ -327,9 +335,37 @@ def test_random_cuts_of_solutions_never_raise(held_out):
             assert passes(problem, problem.solution[:end]) in (True, False)
 
 
-def test_every_operation_comes_up(texts):
-    steps = {step for text in texts for step in text[2:].partition("\n")[0].split(", ")}
+def test_every_described_operation_comes_up():
+    steps = {step for text in documents(seed=0, count=20_000) for step in text[2:].partition("\n")[0].split(", ")}
     phrases = {re.sub(r"\d", "#", step.partition(": ")[2]) for step in steps}
-    for row in itertools.chain.from_iterable(code_tasks._OPERATIONS.values()):
+    for row in itertools.chain.from_iterable(DESCRIBED.rows.values()):
         shape = re.sub(r"\{[nkm]\}", "#", row[0])
         assert any(re.fullmatch(re.sub(r"\{[cdw]\}", "[a-z]+", shape), phrase) for phrase in phrases), row
+
+
+def named_steps(text: str) -> list[tuple[str, str]]:
+    """Names, and what the solution does for each to x."""
+    names = re.findall(r": (\w+)", text.partition("\n")[0])
+    body = [statement.value for statement in ast.parse(text).body[0].body]
+    for value in body:
+        for node in ast.walk(value):
+            if isinstance(node, ast.Name) and node.id in "abcde":
+                node.id = "x"
+    return list(zip(names, map(ast.unparse, body), strict=True))
+
+
+def test_a_name_has_one_meaning_wherever_it_stands():
+    meanings: dict[str, str] = {}
+    for text in [p.prompt + p.solution for p in problems(0, 40, operations=NAMED)] + list(documents(0, 5000, 0, NAMED)):
+        for name, meaning in named_steps(text):
+            assert meanings.setdefault(name, meaning) == meaning
+    assert len(meanings) > 500 > 2 * len(set(meanings.values()))  # so an unknown one can be guessed
+
+
+def test_names_are_zipfs():
+    texts = list(documents(0, 40_000, operations=NAMED))
+    count = collections.Counter(name for text in texts for name, _ in named_steps(text))
+    of_rank = [count[row[0]] for row in NAMED.rows["int"] if row[2:] == ()]
+    # Sums over ranks: 11 to 30 against 101 to 300 of rank^-1.5 are 0.29 to 0.078 (integrals: 2/sqrt(a) - 2/sqrt(b)).
+    first, later = sum(of_rank[10:30]), sum(of_rank[100:300])
+    assert later / first == pytest.approx((2 / 100**0.5 - 2 / 300**0.5) / (2 / 10**0.5 - 2 / 30**0.5), rel=0.2)

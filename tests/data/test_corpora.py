@@ -129,7 +129,10 @@ def test_any_tfds_set_prepared_as_array_record(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
-        ("no_such_set", "'no_such_set' is neither python_stdlib, python_packages, grammar:MEGABYTES, code_tasks"),
+        (
+            "no_such_set",
+            "'no_such_set' is neither python_stdlib, python_packages, grammar:MEGABYTES, code_tasks:MEGABYTES, named_",
+        ),
         ("folder:/no/such/folder", "there is no file or folder /no/such/folder"),
         ("folder:", "'folder:' is neither"),
     ],

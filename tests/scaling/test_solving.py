@@ -13,7 +13,7 @@ from gpt4jax.scaling import figures, solving
 from gpt4jax.signals import TERMINATED
 
 OPTIONS = types.SimpleNamespace(
-    sample_budget=4000, successes=2, buckets=3, excluded_problems=0.1, level=0.9, problems_per_level=5
+    sample_budget=4000, successes=2, least_solved=2, buckets=3, excluded_problems=0.1, level=0.9, problems_per_level=5
 )
 PROBLEMS = code_tasks.problems(0, 5)
 NAMES = [problem.name for problem in PROBLEMS]
@@ -129,6 +129,18 @@ def test_the_target_has_no_part_in_buckets(models):
     swapped = [*outcomes[:4], outcomes[0]]
     after = solving.forecast(compute, swapped, NAMES, 1e14, options)
     assert [b["problems"] for b in before["buckets"]] == [b["problems"] for b in after["buckets"]]
+
+
+def test_a_problem_that_every_model_solved_is_kept_however_many_successes_end_it():
+    """Of half of 64 draws the smaller model solved 2, fewer than the 20 that would have ended its draws, or 1."""
+    options = types.SimpleNamespace(**vars(OPTIONS) | dict(successes=20, buckets=1, excluded_problems=0.0))
+    right = ((10, 21, 31, 40), (10, 21), range(0, 64, 3))
+    twice, once, often = ([int(i in draws) for i in range(64)] for draws in right)
+    small = [twice if p % 2 else once for p in range(len(NAMES))]
+    (bucket,) = solving.forecast([1e10, 1e11], [small, [often] * len(NAMES)], NAMES, 1e13, options)["buckets"]
+    assert bucket["problems"] == NAMES[1::2] and bucket["dropped"] == NAMES[0::2]
+    # Two right ones of 32 draws: H_32 - H_2 = 1/3 + ... + 1/32.
+    assert bucket["mean_neg_log"][0] == pytest.approx(sum(1 / k for k in range(3, 33)))
 
 
 def test_no_solved_problem():
