@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.data import code_tasks, text
-from gpt4jax.data.operations import DESCRIBED, NAMED
+from gpt4jax.data.operations import DESCRIBED, FAMILIES
 from gpt4jax.errors import UserError
 from gpt4jax.scaling import figures, forecast, ladder, pool, solving
 from gpt4jax.train import train
@@ -261,16 +261,16 @@ def _data(config, plan, problems) -> tuple[dict[str, Any], forecast.Units]:
 
 
 def _problems(config) -> tuple:
-    """The code tasks that every run is asked to solve: named ones where the text is of such, else described ones.
+    """The code tasks that every run is asked to solve: of the family of the text, or described ones of other text.
 
     Raises:
         UserError: more than there are.
     """
     if not (per_level := config.ladder.problems_per_level):
         return ()
-    named = config.data.dataset.startswith("named_tasks:")
+    operations = FAMILIES.get(config.data.dataset.partition(":")[0], DESCRIBED)
     try:
-        return code_tasks.problems(0, per_level, operations=NAMED if named else DESCRIBED)
+        return code_tasks.problems(0, per_level, operations=operations)
     except ValueError as error:
         raise UserError(f"ladder.problems_per_level is {per_level}: {error}") from error
 

@@ -327,6 +327,7 @@ def test_a_stopped_ladder_resumes_and_leaves_no_process(place, tmp_path):
         (['--config.model.attention=("dense", "banded:8")'], "does not divide num_layers"),
         (["--config.ladder.problems_per_level=100000"], "problems_per_level is 100000: level 1 gave"),
         (["--config.ladder.successes=0"], "ladder.successes is 0"),
+        (["--config.ladder.successes=1"], "least_solved is 2, and samples end with 1 successes"),
     ],
 )
 def test_bad_configs(place, flags, words, tmp_path):

@@ -10,22 +10,21 @@ A task describes a chain of steps, each with the name of its result, and wants t
 
 or, of a library that only the training texts show,
 
-    # a: kabegu, return: derali
+    # a: davupe, return: rugofa
     def f(x):
-        a = len(x)
-        return a - 6
+        a = [i for i in x if i > 2]
+        return min(a)
 
 Both families (`gpt4jax.data.operations`: DESCRIBED, NAMED) are ours; the GPT-4 report has none at this scale. A task's
-level is its number of steps. Steps work on whole numbers, strings and lists, and may lead from one to the other. A step
-is right if its phrase was found, its operation is known and its constants are copied, so a pass rate is about a product
-over steps: it falls with the level and rises with compute, as operations are drawn as 1 / rank^1.5 and the rare ones
-are learnt late. (Different problems of level 1 run through the common operations soon, so they are hardly easier than
-those of level 2.) Of described steps, constants and chains are drawn, so there is little to memorise, but decoders
-begin to copy constants all at once. Of named ones there is only a meaning to know. Results' names are fixed, since
-drawn ones left the smallest models at 0.
+level is its number of steps. Steps work on whole numbers, strings and lists, and may lead from one to the other. A pass
+rate is about a product over steps, and rises with compute as rare operations are learnt late. (Different problems of
+level 1 run through the common operations soon, so they are hardly easier than those of level 2.) A described step is
+right if its phrase was found, its operation is known and its constants are copied: constants and chains are drawn, so
+there is little to memorise, but decoders begin to copy all at once. Of a named step there is only the meaning to know.
+Results' names are fixed, since drawn ones left the smallest models at 0.
 
-Training texts and problems are disjoint by construction: a hash of the solution's expressions says which side a program
-is on, and a description has one solution only.
+Training texts and problems are disjoint by construction: a hash says which side a program is on, of the solution's
+expressions or, where several phrases mean the same, of the phrases. A description has one solution only.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from gpt4jax.data.operations import DESCRIBED, Operations, Step, below
+from gpt4jax.data.operations import DESCRIBED, LETTERS, Operations, Step, below
 from gpt4jax.data.restricted_python import MAX_SOURCE, RefusedError, Value, call, parse, same
 
 MAX_BYTES = 200  # of a training text, and of a problem's prompt and solution; longer programs are drawn again
@@ -46,7 +45,6 @@ _SPARE = 200  # arguments to find those among
 _PATIENCE = 1000  # draws without a new problem after which a level has no more
 
 _TYPES = ("int", "int", "str", "list")  # of arguments: half are numbers
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _INDENT = "    "
 _NAMES = "xabcde"  # of the argument and of each step's result but the last; i is an item, f the function
 
@@ -71,10 +69,10 @@ class Problem:
     solution: str
 
 
-def documents(seed: int, count: int, levels: int = 0, operations: Operations = DESCRIBED) -> Iterator[str]:
+def documents(seed: int, count: int, levels: int | None = None, operations: Operations = DESCRIBED) -> Iterator[str]:
     """Training texts, one task each: a prompt and its solution, at most MAX_BYTES bytes of ASCII.
 
-    Levels 1 to `levels` (0: all) are equally frequent. A text may come again, as often as chance has it.
+    Levels 1 to `levels` (None: all) are equally frequent. A text may come again, as often as chance has it.
 
     Raises:
         ValueError: more levels than the operations have.
@@ -86,8 +84,10 @@ def documents(seed: int, count: int, levels: int = 0, operations: Operations = D
         yield "".join(_render(steps))
 
 
-def problems(seed: int, per_level: int, levels: int = 0, operations: Operations = DESCRIBED) -> tuple[Problem, ...]:
-    """`per_level` different held-out problems of each level up to `levels` (0: all), the easiest level first.
+def problems(
+    seed: int, per_level: int, levels: int | None = None, operations: Operations = DESCRIBED
+) -> tuple[Problem, ...]:
+    """`per_level` different held-out problems of each level up to `levels` (None: all), the lowest level first.
 
     In each, every step matters (without it, some test fails) and the tests don't all expect the same.
 
@@ -133,10 +133,12 @@ def passes(problem: Problem, completion: str) -> bool:
         return False
 
 
-def _levels(levels: int, operations: Operations) -> int:
-    if not 0 <= levels <= operations.levels:
-        raise ValueError(f"levels is {levels}; it must be from 1 to {operations.levels}, or 0 for all")
-    return levels or operations.levels
+def _levels(levels: int | None, operations: Operations) -> int:
+    if levels is None:
+        return operations.levels
+    if not 1 <= levels <= operations.levels:
+        raise ValueError(f"levels is {levels}; it must be from 1 to {operations.levels}")
+    return levels
 
 
 def _draw(rng: np.random.Generator, level: int, held_out: bool, operations: Operations) -> tuple[str, tuple[Step, ...]]:
@@ -147,12 +149,13 @@ def _draw(rng: np.random.Generator, level: int, held_out: bool, operations: Oper
         for left in reversed(range(level)):
             step, now = operations.draw(rng, now, last=left == 0)
             steps.append(step)
-        if _held_out(steps) == held_out and sum(map(len, _render(steps))) <= MAX_BYTES:
+        told_by = [phrase if operations.synonyms else expression for phrase, expression in steps]
+        if _held_out(told_by) == held_out and sum(map(len, _render(steps))) <= MAX_BYTES:
             return takes, tuple(steps)
 
 
-def _held_out(steps: Sequence[Step]) -> bool:
-    digest = hashlib.sha256("\n".join(expression for _, expression in steps).encode()).digest()
+def _held_out(steps: Sequence[str]) -> bool:
+    digest = hashlib.sha256("\n".join(steps).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
 
 
@@ -209,7 +212,7 @@ def _argument(rng: np.random.Generator, takes: str, letters: str) -> Value:
         return below(rng, 41) - 20
 
     def letter() -> str:
-        drawn = letters if letters and rng.random() < 0.3 else _LETTERS
+        drawn = letters if letters and rng.random() < 0.3 else LETTERS
         one = drawn[below(rng, len(drawn))]
         return one.upper() if rng.random() < 0.3 else one
 

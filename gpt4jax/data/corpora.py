@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from gpt4jax import files
 from gpt4jax.data import code_tasks, grammar, is_utf8, operations, packages, restricted_python
-from gpt4jax.data.operations import DESCRIBED, NAMED
+from gpt4jax.data.operations import FAMILIES
 from gpt4jax.errors import UserError
 
 HELD_OUT_PERCENT = 5
@@ -280,7 +280,7 @@ class CodeTasks(_TextBuilder):
     """Code tasks with solutions (`gpt4jax.data.code_tasks`); for evaluation, problems that training never shows."""
 
     EVAL_PROBLEMS = 150  # of each level
-    steps = DESCRIBED
+    steps = FAMILIES["code_tasks"]
 
     def _generate_examples(self, evaluation: bool):
         if evaluation:
@@ -299,14 +299,14 @@ class CodeTasks(_TextBuilder):
 class NamedTasks(CodeTasks):
     """Code tasks whose steps are names of a library (`gpt4jax.data.operations`), which only training texts show."""
 
-    steps = NAMED
+    steps = FAMILIES["named_tasks"]
 
 
 _TASKS = (code_tasks, operations, restricted_python)
 _GENERATED = {  # the modules that write the text, its builder, and a small sample of it
     "grammar": ((grammar,), Grammar, lambda: grammar.documents(grammar.language(), 0, 10_000)),
-    "code_tasks": (_TASKS, CodeTasks, lambda: code_tasks.documents(0, 100)),
-    "named_tasks": (_TASKS, NamedTasks, lambda: code_tasks.documents(0, 100, operations=NAMED)),
+    "code_tasks": (_TASKS, CodeTasks, lambda: code_tasks.documents(0, 100, operations=CodeTasks.steps)),
+    "named_tasks": (_TASKS, NamedTasks, lambda: code_tasks.documents(0, 100, operations=NamedTasks.steps)),
 }
 
 

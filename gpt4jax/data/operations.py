@@ -1,23 +1,29 @@
 """The steps of code tasks: operations that a prompt describes, and a library of named ones that has to be known.
 
 A described step says all that is to be done ("add 7 if below 9"), so a decoder must find the phrase, know what it means
-and copy its constants. A named step is a call into a library that only the training texts show: "kabegu" means `x * 5`,
-and no prompt says so. There are many names, drawn by Zipf's law, and few likely meanings. So what a decoder does not
-know yet it still guesses now and then, its pass rate on a chain is about a product over names, and more are known as
-compute grows: no skill comes all at once, as copying does.
+and copy its constants. A named step is a call into a library that only the training texts show: "davupe" means
+`[i for i in x if i > 2]`, and no prompt says so. There are many names, drawn by Zipf's law, for few meanings, and a
+meaning has as many names as any other. So a name that a decoder does not know yet is guessed now and then, and more are
+known as compute grows: no skill comes all at once, as copying does.
 """
 
 import bisect
 import dataclasses
 import functools
-import re
+import itertools
+import string
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+LETTERS = string.ascii_lowercase
+
+Step = tuple[str, str]  # phrase, and expression with {v} for the argument
+Row = tuple[str, ...]  # phrase, expression, and the type that it gives if that is another
+
 # What is done to each type of value, the commonest first: phrase, expression, and the type it gives if that is another.
 # {v} is the name of the value so far; {n}, {k}, {m} numbers 2 to 9, {c}, {d} letters, {w} one or two letters.
-_TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
+_TABLE: dict[str, tuple[Row, ...]] = {
     "int": (
         ("add {n}", "{v} + {n}"),
         ("subtract {n}", "{v} - {n}"),
@@ -88,13 +94,10 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("contains {n}", "{n} in {v}", "bool"),
     ),
 }
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _NAMES_PER_TYPE = 1024
+_MEANINGS_PER_TYPE = 32
 _LIBRARY_SEED = 0
-
-Step = tuple[str, str]  # phrase, and expression with {v} for the argument
-Row = tuple[str, ...]  # phrase, expression, and the type that it gives if that is another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,29 +106,34 @@ class Operations:
 
     Attributes:
         rows: of each type, the commonest first.
-        exponent: the row of rank r is drawn as 1 / r to this power.
+        exponent, shift: the row of rank r, from 1, is drawn as 1 / (r + shift)^exponent (Zipf's law with Mandelbrot's
+            shift, which makes the commonest more even).
         levels: steps of the longest chain.
+        synonyms: whether several phrases mean the same, so that it is phrases that are held out and not programs.
     """
 
     rows: Mapping[str, Sequence[Row]]
     exponent: float
+    shift: int
     levels: int
+    synonyms: bool
 
     @functools.cached_property
-    def _cumulative(self) -> dict[tuple[str, bool], list[float]]:
+    def _ranks(self) -> dict[tuple[str, bool], list[float]]:
         return {
-            (takes, last): _cumulative(rows, self.exponent, last)
-            for takes, rows in self.rows.items()
-            for last in (False, True)
+            (takes, last): self._cumulative(rows, last) for takes, rows in self.rows.items() for last in (False, True)
         }
+
+    def _cumulative(self, rows: Sequence[Row], last: bool) -> list[float]:
+        weights = [
+            (rank + self.shift) ** -self.exponent if last or "bool" not in row[2:] else 0.0
+            for rank, row in enumerate(rows, 1)
+        ]
+        return (np.cumsum(weights) / np.sum(weights)).tolist()
 
     def draw(self, rng: np.random.Generator, takes: str, last: bool) -> tuple[Step, str]:
         """A step on a value of this type, and the type it gives. What gives a bool comes `last` only."""
-        at = bisect.bisect(self._cumulative[takes, last], rng.random())
-        phrase, expression, *gives = self.rows[takes][at]
-        constants = _constants(rng)
-        step = phrase.format(**constants), expression.format(v="{v}", **constants)
-        return step, gives[0] if gives else takes
+        return _filled(rng, self.rows[takes][bisect.bisect(self._ranks[takes, last], rng.random())], takes)
 
 
 def below(rng: np.random.Generator, n: int) -> int:
@@ -133,40 +141,35 @@ def below(rng: np.random.Generator, n: int) -> int:
     return int(rng.random() * n)
 
 
-def _cumulative(rows: Sequence[Row], exponent: float, last: bool) -> list[float]:
-    weights = [1 / (rank + 1) ** exponent if last or "bool" not in row[2:] else 0.0 for rank, row in enumerate(rows)]
-    return (np.cumsum(weights) / np.sum(weights)).tolist()
-
-
-def _constants(rng: np.random.Generator) -> dict[str, object]:
-    letters = [_LETTERS[below(rng, 26)] for _ in range(4)]
-    return dict(
+def _filled(rng: np.random.Generator, row: Row, takes: str) -> tuple[Step, str]:
+    """A row with its constants drawn, and the type it gives."""
+    phrase, expression, *gives = row
+    letters = [LETTERS[below(rng, 26)] for _ in range(4)]
+    constants = dict(
         n=below(rng, 8) + 2, k=below(rng, 8) + 2, m=below(rng, 8) + 2,
         c=letters[0], d=letters[1], w="".join(letters[2 : 3 + below(rng, 2)]),
     )  # fmt: skip
+    return (phrase.format(**constants), expression.format(v="{v}", **constants)), gives[0] if gives else takes
 
 
-def _library(described: Operations) -> dict[str, list[Row]]:
-    """Names in place of phrases. Each means a described operation with constants; more than one may mean the same.
-
-    Operations with letters are left out: of so many nobody guesses one.
-    """
+def _library() -> dict[str, list[Row]]:
+    """Of each type, names in place of phrases. Of the commonest names as many as there are meanings all differ."""
     rng = np.random.default_rng(_LIBRARY_SEED)
-    guessed = {
-        takes: [row for row in rows if not re.search("{[cdw]}", row[0])] for takes, rows in described.rows.items()
-    }
-    meanings = Operations(guessed, described.exponent, 1)
     names: dict[str, None] = {}
-    while len(names) < len(guessed) * _NAMES_PER_TYPE:
+    while len(names) < len(_TABLE) * _NAMES_PER_TYPE:
         names["".join(_SYLLABLES[below(rng, len(_SYLLABLES))] for _ in range(3))] = None
     fresh = iter(names)
-    library: dict[str, list[Row]] = {takes: [] for takes in guessed}
-    for takes, rows in library.items():
-        for _ in range(_NAMES_PER_TYPE):
-            (_, expression), gives = meanings.draw(rng, takes, last=True)
-            rows.append((next(fresh), expression, *([gives] if gives != takes else [])))
+    library = {}
+    for takes, rows in _TABLE.items():
+        meanings: dict[str, Row] = {}
+        while len(meanings) < _MEANINGS_PER_TYPE:
+            (_, expression), gives = _filled(rng, rows[below(rng, len(rows))], takes)
+            meanings[expression] = (expression,) if gives == takes else (expression, gives)
+        dealt = itertools.cycle(meanings.values())
+        library[takes] = [(name, *next(dealt)) for name in itertools.islice(fresh, _NAMES_PER_TYPE)]
     return library
 
 
-DESCRIBED = Operations(_TABLE, exponent=1.5, levels=6)
-NAMED = Operations(_library(DESCRIBED), exponent=1.5, levels=3)
+DESCRIBED = Operations(_TABLE, exponent=1.5, shift=0, levels=6, synonyms=False)
+NAMED = Operations(_library(), exponent=1.5, shift=8, levels=3, synonyms=True)
+FAMILIES = {"code_tasks": DESCRIBED, "named_tasks": NAMED}  # by the name of the data set that has such texts

@@ -43,10 +43,10 @@ def default() -> ml_collections.ConfigDict:
     r.decay_fraction = 0.2  # of the steps, where optimizer.schedule is warmup_stable_decay
     r.curve_points = 8  # evaluations of each run, for loss curves; the last one is the run's loss
     r.level = 0.9  # of the intervals
-    r.problems_per_level = 0  # code tasks that every run is asked to solve; 0: none
+    r.problems_per_level = 0  # code tasks that every run is asked to solve, of the text's family; 0: none
     r.sample_budget = 1024  # samples of a problem, at most
-    r.successes = 2  # samples of a problem end with so many right ones in either half of them
-    r.least_solved = 2  # right ones of the first half, without which in every run a problem is left out
+    r.successes = 2  # samples of a problem end with so many right ones in each half of them
+    r.least_solved = 2  # a problem is left out unless every run has so many right ones in the first half
     r.buckets = 6  # of difficulty
     r.excluded_problems = 15 / 164  # the hardest, as a fraction
     r.workers = 0  # runs at a time; 0: one for each accelerator, or two on a CPU, which share its cores
@@ -145,6 +145,8 @@ def _check(r: Any) -> None:
     for name in ("tokens_per_parameter", "width_per_layer", "base_tokens", "target_compute"):
         if not r[name] > 0:
             raise UserError(f"ladder.{name} is {r[name]}; it must be above 0")
+    if r.least_solved > r.successes:
+        raise UserError(f"ladder.least_solved is {r.least_solved}, and samples end with {r.successes} successes")
     if not 0 <= r.seeds_exponent <= 1:
         raise UserError(f"ladder.seeds_exponent is {r.seeds_exponent}; it lies in [0, 1]")
     if r.grow not in ("head_dim", "num_heads"):

@@ -1,5 +1,6 @@
 """Corpora: what goes in, what is left out, and what is refused."""
 
+import itertools
 import json
 import pathlib
 import sysconfig
@@ -8,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gpt4jax import config as configuration
-from gpt4jax.data import corpora, text
+from gpt4jax.data import code_tasks, corpora, text
+from gpt4jax.data.operations import FAMILIES
 from gpt4jax.errors import UserError
 
 
@@ -45,6 +47,17 @@ def test_folder(folder, tmp_path):
     again = corpora.prepare(options(dataset=f"folder:{folder}"), tmp_path)
     assert again.fingerprint == corpus.fingerprint and texts(again, "train") == train
     assert again.skipped == corpus.skipped
+
+
+@pytest.mark.parametrize("kind", ["code_tasks", "named_tasks"])
+def test_code_tasks_train_on_texts_and_hold_out_problems(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora.CodeTasks, "EVAL_PROBLEMS", 5)  # 150 take long
+    corpus = corpora.prepare(options(dataset=f"{kind}:1"), tmp_path)
+    train, evaluation = ([text.decode() for text in texts(corpus, split)] for split in ("train", "eval"))
+    family = FAMILIES[kind]
+    assert sorted(train) == sorted(itertools.islice(code_tasks.documents(0, 10**6, operations=family), len(train)))
+    assert 0 <= sum(map(len, train)) - 1e6 < code_tasks.MAX_BYTES
+    assert sorted(evaluation) == sorted(p.prompt + p.solution for p in code_tasks.problems(0, 5, operations=family))
 
 
 def test_a_changed_file_is_another_corpus(folder, tmp_path):

@@ -165,20 +165,30 @@ def test_a_bucket_that_is_left_empty_says_so_and_is_drawn(tmp_path):
     assert (tmp_path / "figure2.png").stat().st_size > 1000
 
 
-def test_the_filter_does_not_bias_what_it_keeps():
+@pytest.mark.parametrize("successes", [2, 32])
+def test_neither_filter_nor_rounds_bias_what_is_kept(successes):
     """Pass rates about the budget's edge: a problem is kept for its first half of draws, and measured by the other.
 
-    The truth is the mean of -log p up to the term of the 200th draw, that of half a budget.
+    The truth is the mean of -log p up to the term of the 256th draw, that of half a budget. The larger model's rounds
+    end before that, on luck.
     """
     rng = np.random.default_rng(4)
     names = [str(p) for p in range(3000)]
-    options = types.SimpleNamespace(**vars(OPTIONS) | dict(buckets=1, excluded_problems=0.0))
-    p = 0.008
-    outcomes = [[list((rng.random(400) < rate).astype(int)) for _ in names] for rate in (p, 0.5)]
+    changed = dict(buckets=1, excluded_problems=0.0, successes=successes, sample_budget=512)
+    options = types.SimpleNamespace(**vars(OPTIONS) | changed)
+    rates = 0.006, 0.25
+
+    def rounds(draws):
+        drawn = 16
+        while drawn < 512 and min(draws[0:drawn:2].sum(), draws[1:drawn:2].sum()) < successes:
+            drawn *= 2
+        return draws[:drawn].tolist()
+
+    outcomes = [[rounds((rng.random(512) < rate).astype(int)) for _ in names] for rate in rates]
     found = solving.forecast([1e10, 1e12], outcomes, names, 1e14, options)["buckets"][0]
     assert 0.2 < len(found["dropped"]) / len(names) < 0.7
-    series = sum((1 - p) ** k / k for k in range(1, 201))
-    assert found["mean_neg_log"][0] == pytest.approx(series, abs=0.12)  # 4 standard errors
+    for mean, p in zip(found["mean_neg_log"], rates, strict=True):
+        assert mean == pytest.approx(sum((1 - p) ** k / k for k in range(1, 257)), abs=0.12)  # 4 standard errors
 
 
 def test_every_run_and_problem_has_seeds_of_its_own():
