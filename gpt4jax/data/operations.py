@@ -106,15 +106,13 @@ class Operations:
 
     Attributes:
         rows: of each type, the commonest first.
-        exponent, shift: the row of rank r, from 1, is drawn as 1 / (r + shift)^exponent (Zipf's law with Mandelbrot's
-            shift, which makes the commonest more even).
+        exponent: the row of rank r, from 1, is drawn as 1 / r to this power (Zipf's law).
         levels: steps of the longest chain.
         synonyms: whether several phrases mean the same, so that it is phrases that are held out and not programs.
     """
 
     rows: Mapping[str, Sequence[Row]]
     exponent: float
-    shift: int
     levels: int
     synonyms: bool
 
@@ -125,10 +123,7 @@ class Operations:
         }
 
     def _cumulative(self, rows: Sequence[Row], last: bool) -> list[float]:
-        weights = [
-            (rank + self.shift) ** -self.exponent if last or "bool" not in row[2:] else 0.0
-            for rank, row in enumerate(rows, 1)
-        ]
+        weights = [rank**-self.exponent if last or "bool" not in row[2:] else 0.0 for rank, row in enumerate(rows, 1)]
         return (np.cumsum(weights) / np.sum(weights)).tolist()
 
     def draw(self, rng: np.random.Generator, takes: str, last: bool) -> tuple[Step, str]:
@@ -170,6 +165,6 @@ def _library() -> dict[str, list[Row]]:
     return library
 
 
-DESCRIBED = Operations(_TABLE, exponent=1.5, shift=0, levels=6, synonyms=False)
-NAMED = Operations(_library(), exponent=1.5, shift=8, levels=3, synonyms=True)
+DESCRIBED = Operations(_TABLE, exponent=1.5, levels=6, synonyms=False)
+NAMED = Operations(_library(), exponent=1.5, levels=3, synonyms=True)
 FAMILIES = {"code_tasks": DESCRIBED, "named_tasks": NAMED}  # by the name of the data set that has such texts

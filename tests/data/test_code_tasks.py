@@ -362,15 +362,14 @@ def test_a_name_has_one_meaning_wherever_it_stands():
     for text in [*held_out, *documents(0, 5000, operations=NAMED)]:
         for name, meaning in named_steps(text):
             assert meanings.setdefault(name, meaning) == meaning
-    assert len(meanings) > 1000 and len(set(meanings.values())) < 100  # so an unknown one can be guessed
+    assert len(meanings) > 500 and len(set(meanings.values())) < 100  # so an unknown one can be guessed
     assert meanings["davupe"] == "[i for i in x if i > 2]" and meanings["rugofa"] == "min(x)"  # as docstrings say
 
 
-def test_what_a_name_means_says_nothing_of_how_common_it_is():
-    """Were the common names of few meanings, one guess would be right more often than a name is known."""
-    texts = documents(0, 20_000, 1, NAMED)
-    count = collections.Counter(meaning for text in texts for _, meaning in named_steps(text))
-    assert max(count.values()) < 0.05 * sum(count.values())
+def test_names_are_dealt_evenly_to_meanings():
+    """Of an unknown name no meaning is more likely than others: knowing is worth more than one good guess."""
+    meaning_of = dict(step for text in documents(0, 20_000, operations=NAMED) for step in named_steps(text))
+    assert max(collections.Counter(meaning_of.values()).values()) < 0.05 * len(meaning_of)
 
 
 def test_names_of_problems_stand_in_training_texts_and_those_of_level_1_in_longer_ones():
@@ -382,11 +381,11 @@ def test_names_of_problems_stand_in_training_texts_and_those_of_level_1_in_longe
     assert first in known and not any(name in alone for steps in asked if len(steps) == 1 for name, _ in steps)
 
 
-def test_names_are_drawn_by_the_law_of_zipf_and_mandelbrot():
+def test_names_are_drawn_by_the_law_of_zipf():
     count = collections.Counter(
         name for text in documents(0, 40_000, operations=NAMED) for name, _ in named_steps(text)
     )
-    law = {row[0]: (rank + 8) ** -1.5 for rank, row in enumerate(NAMED.rows["list"], 1) if row[2:] == ()}
+    law = {row[0]: rank**-1.5 for rank, row in enumerate(NAMED.rows["list"], 1) if row[2:] == ()}
     common, rare = list(law)[:20], list(law)[60:200]
     drawn = sum(count[name] for name in rare) / sum(count[name] for name in common)
     assert drawn == pytest.approx(sum(law[name] for name in rare) / sum(law[name] for name in common), rel=0.1)
