@@ -3,7 +3,7 @@
     python -m gpt4jax.predict --config configs/ladder_cpu_long.py --workdir runs/ladder_cpu_long
 
 Forecast from runs of at most a hundredth and of at most a thousandth of its compute: 3.2% too high and 17% too low. 33
-minutes for the ladder and two hours for the targets on two cores that had other work too; by themselves 25 and 90.
+minutes for the ladder and 131 for both targets, on two cores that had other work too.
 """
 
 import pathlib

@@ -18,7 +18,8 @@ or, of a library that only the training texts show,
 Both families (`gpt4jax.data.operations`: DESCRIBED, NAMED) are ours; the GPT-4 report has none at this scale. A task's
 level is its number of steps. Steps work on whole numbers, strings and lists, and may lead from one to the other. A pass
 rate is about a product over steps, and rises with compute as rare operations are learnt late. (Different problems of
-level 1 run through the common operations soon, so they are hardly easier than those of level 2.) A described step is
+level 1 run through the common operations soon: described ones are hardly easier than those of level 2, named ones
+harder.) A described step is
 right if its phrase was found, its operation is known and its constants are copied: constants and chains are drawn, so
 there is little to memorise, but decoders begin to copy all at once. Of a named step there is only the meaning to know.
 Results' names are fixed, since drawn ones left the smallest models at 0.

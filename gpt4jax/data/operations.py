@@ -117,18 +117,17 @@ class Operations:
     synonyms: bool
 
     @functools.cached_property
-    def _ranks(self) -> dict[tuple[str, bool], list[float]]:
-        return {
-            (takes, last): self._cumulative(rows, last) for takes, rows in self.rows.items() for last in (False, True)
-        }
+    def _cumulative(self) -> dict[tuple[str, bool], list[float]]:
+        """Of each type, in the middle of a chain and at its end: the chance of a row or one before it."""
+        return {(takes, last): self._chances(rows, last) for takes, rows in self.rows.items() for last in (False, True)}
 
-    def _cumulative(self, rows: Sequence[Row], last: bool) -> list[float]:
+    def _chances(self, rows: Sequence[Row], last: bool) -> list[float]:
         weights = [rank**-self.exponent if last or "bool" not in row[2:] else 0.0 for rank, row in enumerate(rows, 1)]
         return (np.cumsum(weights) / np.sum(weights)).tolist()
 
     def draw(self, rng: np.random.Generator, takes: str, last: bool) -> tuple[Step, str]:
         """A step on a value of this type, and the type it gives. What gives a bool comes `last` only."""
-        return _filled(rng, self.rows[takes][bisect.bisect(self._ranks[takes, last], rng.random())], takes)
+        return _filled(rng, self.rows[takes][bisect.bisect(self._cumulative[takes, last], rng.random())], takes)
 
 
 def below(rng: np.random.Generator, n: int) -> int:

@@ -110,12 +110,12 @@ def _sampler(workdir: pathlib.Path, problems: Sequence[Problem], rows: int):
         from gpt4jax.inference.request import Request
 
         if not engines:
-            engines.append(_engine(workdir, rows))
-        (engine,) = engines
-        prompts = [engine.tokenizer.prompt(problem.prompt) for problem in problems]
-        room = [min(code_tasks.MAX_BYTES, engine.max_len - len(prompt)) for prompt in prompts]
+            engines.append(engine(workdir, rows))
+        (own,) = engines
+        prompts = [own.tokenizer.prompt(problem.prompt) for problem in problems]
+        room = [min(code_tasks.MAX_BYTES, own.max_len - len(prompt)) for prompt in prompts]
         requests = [Request(prompts[p], room[p], seed=_seed(workdir.name, problems[p].name, i)) for p, i in wanted]
-        return [result.text for result in engine.generate(requests)]
+        return [result.text for result in own.generate(requests)]
 
     return sample
 
@@ -124,7 +124,12 @@ def _seed(*names: object) -> int:
     return zlib.crc32(repr(names).encode())
 
 
-def _engine(workdir: pathlib.Path, rows: int):
+def engine(workdir: pathlib.Path, rows: int):
+    """An engine of `rows` rows for a trained run's last checkpoint, with its tokenizer.
+
+    Raises:
+        UserError: the run has no sound checkpoint of its last step.
+    """
     from gpt4jax import config as configuration
     from gpt4jax.data import tokenizer
     from gpt4jax.inference.engine import Engine
@@ -247,14 +252,14 @@ def describe(registered: Sequence[dict[str, Any]], options: Any, measured: Seque
                 f" ({len(bucket['dropped'])} more not solved often enough by some model)" if bucket["dropped"] else ""
             )
             if "forecast" in bucket:
-                line += f": {bucket['forecast']:.3f}, falling as C^-{bucket['k']:.3f}"
+                line += f": {bucket['forecast']:.3g}, falling as C^-{bucket['k']:.3f}"
             if "interval" in bucket:
                 low, high = bucket["interval"]
-                line += f" ({options.level:.0%} over other problems of this kind: {low:.3f} to {high:.3f})"
+                line += f" ({options.level:.0%} over other problems of this kind: {low:.3g} to {high:.3g})"
             if "no_forecast" in bucket:
-                line += f"; no interval or forecast: {bucket['no_forecast']}"
+                line += f"; no {'interval' if 'forecast' in bucket else 'forecast'}: {bucket['no_forecast']}"
             if measured:
                 observed = measured[at][number]["observed"]
-                line += "; measured " + ", ".join("nothing" if one is None else f"{one:.3f}" for one in observed)
+                line += "; measured " + ", ".join("nothing" if one is None else f"{one:.3g}" for one in observed)
             lines.append(line)
     return "\n".join(lines)

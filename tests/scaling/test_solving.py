@@ -115,7 +115,7 @@ def test_forecast_of_known_pass_rates(models):
     target = solving.solve(PROBLEMS, sampler(np.exp(-difficulty * 1e4**-0.3)), 4000, 20)
     words = solving.describe([{"ratio": 100.0, **found}], options, [solving.compare(found, NAMES, [target], options)])
     for bucket in found["buckets"]:
-        assert f"{len(bucket['problems'])} problems: {bucket['forecast']:.3f}, falling" in words
+        assert f"{len(bucket['problems'])} problems: {bucket['forecast']:.3g}, falling" in words
     assert words.count("; measured ") == len(found["buckets"])
     for row in solving.compare(found, NAMES, [target], options):
         assert row["observed"][0] == pytest.approx(row["forecast"], rel=0.4)
@@ -187,8 +187,10 @@ def test_neither_filter_nor_rounds_bias_what_is_kept(successes):
     outcomes = [[rounds((rng.random(512) < rate).astype(int)) for _ in names] for rate in rates]
     found = solving.forecast([1e10, 1e12], outcomes, names, 1e14, options)["buckets"][0]
     assert 0.2 < len(found["dropped"]) / len(names) < 0.7
-    for mean, p in zip(found["mean_neg_log"], rates, strict=True):
-        assert mean == pytest.approx(sum((1 - p) ** k / k for k in range(1, 257)), abs=0.12)  # 4 standard errors
+    # 4 standard errors: -log p from 1.5 right draws in the mean, or from `successes`, over 1,500 problems or more.
+    allowed = 0.12, 4 / (1500 * successes) ** 0.5
+    for mean, p, error in zip(found["mean_neg_log"], rates, allowed, strict=True):
+        assert mean == pytest.approx(sum((1 - p) ** k / k for k in range(1, 257)), abs=error)
 
 
 def test_every_run_and_problem_has_seeds_of_its_own():
