@@ -165,6 +165,13 @@ def test_a_bucket_that_is_left_empty_says_so_and_is_drawn(tmp_path):
     assert (tmp_path / "figure2.png").stat().st_size > 1000
 
 
+def test_a_forecast_without_an_interval_says_so_and_small_ones_keep_their_digits():
+    bucket = {"problems": ["a"], "dropped": [], "forecast": 3.64e-7, "k": 2.0, "no_forecast": "674 of 1000"}
+    row = {"forecast": 3.64e-7, "interval": None, "observed": [0.0, None]}
+    words = solving.describe([{"ratio": 100.0, "buckets": [bucket]}], OPTIONS, [[row]])
+    assert "1 problems: 3.64e-07, falling as C^-2.000; no interval: 674 of 1000; measured 0, nothing" in words
+
+
 @pytest.mark.parametrize("successes", [2, 32])
 def test_neither_filter_nor_rounds_bias_what_is_kept(successes):
     """Pass rates about the budget's edge: a problem is kept for its first half of draws, and measured by the other.
