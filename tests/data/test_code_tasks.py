@@ -356,37 +356,44 @@ def named_steps(text: str) -> list[tuple[str, str]]:
     return list(zip(names, map(ast.unparse, body), strict=True))
 
 
-def test_a_name_has_one_meaning_wherever_it_stands():
+@pytest.fixture(scope="module")
+def asked() -> list[list[tuple[str, str]]]:
+    """The steps of held-out named problems."""
+    return [named_steps(p.prompt + p.solution) for p in problems(0, 40, operations=NAMED)]
+
+
+@pytest.fixture(scope="module")
+def shown() -> list[tuple[str, str]]:
+    """The steps of named training texts."""
+    return [step for text in documents(0, 40_000, operations=NAMED) for step in named_steps(text)]
+
+
+def test_a_name_has_one_meaning_wherever_it_stands(asked, shown):
     meanings: dict[str, str] = {}
-    held_out = [p.prompt + p.solution for p in problems(0, 40, operations=NAMED)]
-    for text in [*held_out, *documents(0, 5000, operations=NAMED)]:
-        for name, meaning in named_steps(text):
-            assert meanings.setdefault(name, meaning) == meaning
+    for name, meaning in [*itertools.chain.from_iterable(asked), *shown]:
+        assert meanings.setdefault(name, meaning) == meaning
     assert len(meanings) > 500 and len(set(meanings.values())) < 100  # so an unknown one can be guessed
     assert meanings["davupe"] == "[i for i in x if i > 2]" and meanings["rugofa"] == "min(x)"  # as docstrings say
 
 
-def test_names_are_dealt_evenly_to_meanings():
+def test_names_are_dealt_evenly_to_meanings(shown):
     """Of an unknown name no meaning is more likely than others: knowing is worth more than one good guess."""
-    meaning_of = dict(step for text in documents(0, 20_000, operations=NAMED) for step in named_steps(text))
+    meaning_of = dict(shown)
     assert max(collections.Counter(meaning_of.values()).values()) < 0.05 * len(meaning_of)
 
 
-def test_names_of_problems_stand_in_training_texts_and_those_of_level_1_in_longer_ones():
+def test_names_of_problems_stand_in_training_texts_and_those_of_level_1_in_longer_ones(asked, shown):
     """What is held out are names: their meanings are among the one-step texts, by other names."""
-    known = {name for text in documents(0, 40_000, operations=NAMED) for name, _ in named_steps(text)}
-    alone = dict(step for text in documents(0, 40_000, 1, NAMED) for step in named_steps(text))
-    asked = [named_steps(p.prompt + p.solution) for p in problems(0, 40, operations=NAMED)]
+    known = dict(shown)
+    alone = dict(step for text in documents(0, 10_000, 1, NAMED) for step in named_steps(text))
     assert sum(name in known for steps in asked for name, _ in steps) > 0.95 * sum(map(len, asked))
     of_level_1 = [step for steps in asked if len(steps) == 1 for step in steps]
     assert len(of_level_1) == 40 and not any(name in alone for name, _ in of_level_1)
     assert {meaning for _, meaning in of_level_1} <= set(alone.values())
 
 
-def test_names_are_drawn_by_the_law_of_zipf():
-    count = collections.Counter(
-        name for text in documents(0, 40_000, operations=NAMED) for name, _ in named_steps(text)
-    )
+def test_names_are_drawn_by_the_law_of_zipf(shown):
+    count = collections.Counter(name for name, _ in shown)
     law = {row[0]: rank**-1.5 for rank, row in enumerate(NAMED.rows["list"], 1) if row[2:] == ()}
     common, rare = list(law)[:20], list(law)[60:200]
     drawn = sum(count[name] for name in rare) / sum(count[name] for name in common)
