@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gpt4jax import model
-from gpt4jax.model import attention
+from gpt4jax.model import attention, cached
 from gpt4jax.model.parameters import tree
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -28,7 +28,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)  # the tests themselves compile each program once
 attention._MIN_BLOCK = 12  # rows here are short: let them have several blocks, as long rows do
-attention.CACHE_BLOCK = 16  # caches too
+cached.CACHE_BLOCK = 16  # caches too
 
 GPT = dict(
     vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, max_seq_len=32

@@ -24,7 +24,7 @@ from gpt4jax.inference.request import Event, Request, Result
 from gpt4jax.inference.sampling import Settings
 from gpt4jax.inference.slot import Slot
 from gpt4jax.inference.speculative import Draft, SpeculativePool
-from gpt4jax.model.attention import CACHE_BLOCK
+from gpt4jax.model.cached import CACHE_BLOCK
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import partition
 

@@ -14,7 +14,7 @@ from gpt4jax.inference import programs
 from gpt4jax.inference.prepare import prepare
 from gpt4jax.inference.programs import Drawn, Rows, Scores
 from gpt4jax.model import axes
-from gpt4jax.model.attention import CACHE_AXES, KeysValues
+from gpt4jax.model.cached import CACHE_AXES, KeysValues
 from gpt4jax.model.parameters import Params
 
 

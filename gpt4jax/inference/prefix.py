@@ -7,7 +7,7 @@ from collections import OrderedDict
 import jax
 import numpy as np
 
-from gpt4jax.model.attention import KeysValues
+from gpt4jax.model.cached import KeysValues
 
 Block = tuple[KeysValues, ...]  # of each model, on the host
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gpt4jax import model
 from gpt4jax.inference import sampling
 from gpt4jax.inference.sampling import Settings
-from gpt4jax.model.attention import Cached, KeysValues
+from gpt4jax.model.cached import Cached, KeysValues
 from gpt4jax.model.decoder import State
 
 MAX_TOP_LOGPROBS = 20

@@ -18,7 +18,7 @@ from gpt4jax import model
 from gpt4jax.inference import programs, sampling
 from gpt4jax.inference.pool import Chunk, Pool
 from gpt4jax.inference.programs import Caches, Drawn, Rows, Scores
-from gpt4jax.model.attention import KeysValues
+from gpt4jax.model.cached import KeysValues
 from gpt4jax.model.decoder import State
 from gpt4jax.model.parameters import Params
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import layers, masks, mup, position
-from gpt4jax.model.attention import Cached, KeysValues
 from gpt4jax.model.axes import constrain
+from gpt4jax.model.cached import Cached, KeysValues
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import masks, mup, position
-from gpt4jax.model.attention import Cached, KeysValues, Where, attend, attend_cached
+from gpt4jax.model.attention import Where, attend
 from gpt4jax.model.axes import constrain
+from gpt4jax.model.cached import Cached, KeysValues, attend_cached
 from gpt4jax.model.config import Config
 
 Layer = Mapping[str, jax.Array]
