@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 
 from gpt4jax import model
-from gpt4jax.model import attention, cached
+from gpt4jax.model import blockwise, cached, parts
 from gpt4jax.model.parameters import tree
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)  # the tests themselves compile each program once
-attention._MIN_BLOCK = 12  # rows here are short: let them have several blocks, as long rows do
+blockwise.MIN_BLOCK = 12  # rows here are short: let them have several blocks and parts, as long rows do
+parts.SPLIT_ABOVE, parts.MIN_WINDOW_BLOCK = 16, 4
 cached.CACHE_BLOCK = 16  # caches too
 
 GPT = dict(

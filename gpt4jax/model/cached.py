@@ -1,11 +1,13 @@
 """Attention of new tokens over a KV cache, and the cache of one layer."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model.attention import by_head, by_token, follows, score
+from gpt4jax.model.arrangement import follows
+from gpt4jax.model.attention import by_head, by_token, score
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.masks import Mask
 
@@ -83,7 +85,7 @@ class Cached(NamedTuple):
 def attend_cached(
     q_btnh: jax.Array,
     cached: Cached,
-    mask: Mask,
+    of_heads: Sequence[Mask],
     q_pos_bt: jax.Array,
     *,
     q_token_bt: jax.Array | None = None,
@@ -107,6 +109,7 @@ def attend_cached(
     stable = jnp.promote_types(q_btnh.dtype, jnp.float32)
     lowest = jnp.finfo(stable).min
     size = min(CACHE_BLOCK, s)
+    masks = of_heads if len(set(of_heads)) > 1 else of_heads[:1]
 
     def add_block(i, carry):
         top, total, out = carry
@@ -114,16 +117,17 @@ def attend_cached(
         k_bksh, v_bksh, _ = cached.block(start, size)
         place_s = start + jnp.arange(size)
         there_bs = (place_s < cached.length_b[:, None]) & (place_s >= i * size)
-        visible_bms = mask(q_pos_bm[:, :, None], place_s) & there_bs[:, None]
+        visible_bkms = jnp.stack([mask(q_pos_bm[:, :, None], place_s) for mask in masks], axis=1)
+        visible_bkms &= there_bs[:, None, None]
         if q_token_bm is not None:
-            visible_bms &= follows(q_pos_bm, place_s[None], q_token_bm, cached.before(start, size))
-        visible = visible_bms[:, None]
-        scores = jnp.where(visible, score(q_bkmh[:, :, None], k_bksh, soft_cap)[0][:, :, 0], lowest)
+            follow = follows(q_pos_bm[:, :, None], place_s, q_token_bm[:, :, None], cached.before(start, size)[:, None])
+            visible_bkms &= follow[:, None]
+        scores = jnp.where(visible_bkms, score(q_bkmh[:, :, None], k_bksh, soft_cap)[:, :, 0], lowest)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        weights, shrink = jnp.where(visible, jnp.exp(scores - new_top), 0), jnp.exp(top - new_top)
+        weights, shrink = jnp.where(visible_bkms, jnp.exp(scores - new_top), 0), jnp.exp(top - new_top)
         part = jnp.einsum("bkms,bksh->bkmh", weights.astype(v_bksh.dtype), v_bksh, preferred_element_type=stable)
         return new_top, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out * shrink + part
 
     empty = (jnp.full((b, k, rows, 1), lowest), jnp.zeros((b, k, rows, 1), stable), jnp.zeros((b, k, rows, h), stable))
     _, total, out = jax.lax.fori_loop(0, -(-jnp.max(cached.length_b) // size), add_block, empty)
-    return by_token((out / total).astype(q_btnh.dtype).reshape(b, k, n // k, t, h))
+    return by_token((out / jnp.where(total == 0, 1, total)).astype(q_btnh.dtype).reshape(b, k, n // k, t, h))

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gpt4jax.model import masks
+from gpt4jax.model import patterns
 
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
@@ -93,7 +93,7 @@ class Config:
                 f"which does not divide num_layers {self.num_layers}"
             )
         for pattern in map(str, self.attention):
-            masks.from_pattern(pattern)
+            patterns.from_pattern(pattern, self.num_kv_heads)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.loss_chunk_len < 0:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import layers, masks, mup, position
+from gpt4jax.model import layers, mup, patterns, position
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.cached import Cached, KeysValues
 from gpt4jax.model.config import Config
@@ -117,11 +117,11 @@ def init_cache(config: Config, batch: int, length: int) -> State:
     shape = (batch, config.num_kv_heads, length, config.head_dim)
 
     def empty(pattern: str) -> KeysValues:
-        token_bks1 = jnp.zeros((*shape[:-1], 1), jnp.int32) if pattern == masks.INDUCTION else None
+        token_bks1 = jnp.zeros((*shape[:-1], 1), jnp.int32) if pattern == patterns.INDUCTION else None
         return KeysValues(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype), token_bks1)
 
-    patterns = [config.attention[i % len(config.attention)] for i in range(config.num_layers)]
-    return State(tuple(map(empty, patterns)), jnp.zeros((batch,), jnp.int32))
+    of_layers = [config.attention[i % len(config.attention)] for i in range(config.num_layers)]
+    return State(tuple(map(empty, of_layers)), jnp.zeros((batch,), jnp.int32))
 
 
 def forward(
@@ -139,6 +139,7 @@ def forward(
     _check_lengths(config, t, segment_ids_bt, state)
     if state is not None and dropout_key is not None:
         raise ValueError("a decoder with a KV cache is not being trained: dropout_key and state exclude each other")
+    plain = positions_bt is None and state is None
     if positions_bt is None:
         positions_bt = jnp.arange(t)[None] + (0 if state is None else state.length_b[:, None])
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -154,8 +155,8 @@ def forward(
         cos_sin = position.rope_angles(config, positions_bt)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
-    rows = Rows(positions_bt, segment_ids_bt, cos_sin)
-    if masks.INDUCTION in config.attention:
+    rows = Rows(positions_bt, segment_ids_bt, cos_sin, plain=plain)
+    if patterns.INDUCTION in config.attention:
         signed_bt = tokens_bt.astype(jnp.int32)
         rows = rows._replace(token_bt=signed_bt, before_bt=_before(signed_bt, segment_ids_bt))
     if state is None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import masks, mup, position
-from gpt4jax.model.attention import Where, attend
+from gpt4jax.model import mup, patterns, position
+from gpt4jax.model.arrangement import Where
+from gpt4jax.model.attention import attend
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.cached import Cached, KeysValues, attend_cached
 from gpt4jax.model.config import Config
@@ -36,6 +37,7 @@ class Rows(NamedTuple):
     cos_sin: tuple[jax.Array, jax.Array] | None
     token_bt: jax.Array | None = None
     before_bt: jax.Array | None = None  # the token before each in its segment, or -1
+    plain: bool = False  # whether the position of a token is its place in the row
 
 
 # The norms over D and the activations keep only their inputs for the backward pass and compute the rest again:
@@ -106,8 +108,8 @@ def self_attention(
     if rows.cos_sin is not None:
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
     q_btnh = times(mup.multipliers(config).attention, q_btnh)
-    mask, soft_cap = masks.from_pattern(pattern), config.attention_soft_cap
-    induction = pattern == masks.INDUCTION
+    of_heads, soft_cap = patterns.from_pattern(pattern, config.num_kv_heads), config.attention_soft_cap
+    induction = pattern == patterns.INDUCTION
     if induction and (rows.token_bt is None or rows.before_bt is None):
         raise ValueError("an induction layer needs the rows' tokens")
     if cached is not None:
@@ -115,11 +117,11 @@ def self_attention(
         token_bt = rows.token_bt if induction else None
         token_bkt1 = None if token_bt is None else jnp.repeat(token_bt[:, None, :, None], config.num_kv_heads, axis=1)
         cached = cached.append(KeysValues(k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2), token_bkt1))
-        y_btnh = attend_cached(q_btnh, cached, mask, rows.position_bt, q_token_bt=token_bt, soft_cap=soft_cap)
+        y_btnh = attend_cached(q_btnh, cached, of_heads, rows.position_bt, q_token_bt=token_bt, soft_cap=soft_cap)
     else:
         tokens = (rows.token_bt, rows.before_bt) if induction else ()
-        where = Where(rows.position_bt, rows.position_bt, rows.segment_bt, rows.segment_bt, *tokens)
-        y_btnh = attend(q_btnh, k_btkh, v_btkh, mask, where, soft_cap=soft_cap)
+        where = Where(None if rows.plain else rows.position_bt, rows.segment_bt, *tokens)
+        y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
 
 

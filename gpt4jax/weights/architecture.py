@@ -6,12 +6,12 @@ change nothing there and nothing here.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from gpt4jax import model
 from gpt4jax.errors import UserError
-from gpt4jax.model import masks
 from gpt4jax.weights import rope
 from gpt4jax.weights.fields import checked
 
@@ -195,7 +195,7 @@ def _closest(config: model.Config) -> tuple[str, str | None]:
         if config.head_dim * config.num_heads != config.embed_dim:
             return "GPT2LMHeadModel", f"head_dim {config.head_dim} x num_heads {config.num_heads} is not embed_dim"
         return "GPT2LMHeadModel", _unlike(config, wanted)
-    if masks.INDUCTION in patterns:
+    if not all(pattern == "dense" or re.fullmatch(r"banded:\d+", pattern) for pattern in patterns):
         return "LlamaForCausalLM", f"attention {config.attention}"
     wanted = dict(norm="rmsnorm", activation="swiglu")
     if config.qk_norm:

@@ -1,85 +1,128 @@
-"""The blockwise lowering against the reference one: values, gradients, memory."""
+"""The lowerings of attention against float64 NumPy: values, gradients, leakage, memory, and what is refused."""
+
+import random
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt4jax.model import attention, masks
-from gpt4jax.model.attention import Where
+from gpt4jax.model import attention, blockwise, masks, parts
+from tests.model import attention_cases as cases
 
-B, T, K, H = 2, 45, 2, 4  # 45: four blocks of 12 (tests/conftest.py), the last one short
-
-
-def packed(t):
-    """Rows of a few documents each, the second row ending in padding."""
-    segment = np.ones((B, t), np.int32)
-    segment[0, t // 3 :] = 2
-    segment[1, t // 2 :] = 2
-    segment[1, -5:] = 0
-    position = np.zeros((B, t), np.int32)
-    for row in range(B):
-        for i in range(1, t):
-            position[row, i] = position[row, i - 1] + 1 if segment[row, i] == segment[row, i - 1] else 0
-    return jnp.asarray(position), jnp.asarray(segment)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "group", "soft_cap", "segments"),
-    [
-        ("dense", 1, 0.0, False),
-        ("dense", 3, 2.0, True),
-        ("banded:7", 3, 0.0, False),
-        ("banded:7", 1, 2.0, True),
-        ("induction", 3, 0.0, True),
-    ],
-)
-def test_blockwise_equals_reference(pattern, group, soft_cap, segments):
-    with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(0), 4)
-        q = 2 * jax.random.normal(keys[0], (B, T, K * group, H), jnp.float64)
-        k, v = (jax.random.normal(key, (B, T, K, H), jnp.float64) for key in keys[1:3])
-        weight = jax.random.normal(keys[3], q.shape, jnp.float64)
-        position, segment = packed(T)
-        alone = jnp.arange(T)[None]
-        where = Where(position, position, segment, segment) if segments else Where(alone, alone)
-        if pattern == masks.INDUCTION:
-            before = jax.random.randint(keys[0], (B, T), -1, 5)
-            where = where._replace(q_token_bt=before[:, ::-1], k_before_bs=before)
-        mask = masks.from_pattern(pattern)
-
-        def run(lowering):
-            loss = lambda q, k, v: jnp.sum(weight * lowering(q, k, v, mask, where, soft_cap))  # noqa: E731
-            return jax.jit(
-                lambda q, k, v: (lowering(q, k, v, mask, where, soft_cap), jax.grad(loss, (0, 1, 2))(q, k, v))
-            )(q, k, v)
-
-        for ours, theirs in zip(
-            jax.tree.leaves(run(attention.blockwise)), jax.tree.leaves(run(attention.reference)), strict=True
-        ):
-            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+CAUSAL = masks.causal()
+PATTERNS = {
+    "dense": CAUSAL,
+    "banded": CAUSAL & masks.banded(6),
+    "strided": CAUSAL & (masks.banded(5) | masks.strided(5)),
+    "column": CAUSAL & masks.strided(5),
+    "fixed": CAUSAL & masks.fixed(5, 2),
+    "summary": CAUSAL & masks.summary(5, 2),
+    "prefix": CAUSAL | masks.prefix(9),
+    "spans": CAUSAL | masks.spans([(3, 9), (20, 31)]),
+}
+SIZES = {
+    "unrolled": dict(),
+    "scanned": dict(MIN_BLOCK=8, MAX_UNROLLED=0, MAX_BLOCK=16),
+    "chunked": dict(SCORES=600),
+}
 
 
-def test_blockwise_keeps_no_scores_for_the_backward_pass():
-    """Of 128 tokens: nothing that lives between the passes is as large as the scores of one head."""
+@pytest.fixture(params=SIZES)
+def sizes(request, monkeypatch):
+    """Blocks unrolled into one program, scanned, and rows of an arrangement in several chunks."""
+    for name, value in SIZES[request.param].items():
+        monkeypatch.setattr(blockwise, name, value)
+    blockwise.tiles.cache_clear()
+    yield request.param
+    blockwise.tiles.cache_clear()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_problems(sizes, seed):
+    """A sample of `python -m tests.bench.attention_random`, which has 10,000."""
+    number = len(SIZES) * seed + list(SIZES).index(sizes)
+    case = cases.draw_case(random.Random(1000 + number))
+    assert cases.worst_error(case, "blockwise", 2, number) < 2e-6
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_each_pattern_in_packed_rows_and_bfloat16(name):
+    case = cases.Case((45, 45, 0), (2, 2), (PATTERNS[name],) * 2, True, 0.0)
+    assert cases.worst_error(case, "blockwise", 2, 0) < 2e-6
+    assert cases.worst_error(case, "reference", 1, 0) < 2e-6
+    assert cases.worst_error(case, "blockwise", 1, 0, jnp.bfloat16) < 2e-2
+
+
+def test_heads_of_different_patterns_and_summaries():
+    """Heads that differ in their summaries alone are computed together."""
+    fixed = tuple(CAUSAL & masks.fixed(8, 3, index) for index in (1, 0))
+    assert len(parts.head_groups(fixed)) == 1
+    mixed = (PATTERNS["banded"], PATTERNS["strided"])
+    assert len(parts.head_groups(mixed)) == 2
+    for of_heads in (fixed, mixed):
+        for packed in (False, True):
+            case = cases.Case((45, 45, 0), (2, 2), of_heads, packed, 3.0)
+            assert cases.worst_error(case, "blockwise", 2, 1) < 2e-6
+
+
+@pytest.mark.parametrize("lowering", attention.LOWERINGS)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_nothing_forbidden_leaks(name, lowering):
+    """Every key and value that a query may not see changes: not a bit of its result or its gradients does."""
+    case = cases.Case((40, 40, 0), (1, 2), (PATTERNS[name],), True, 0.0)
+    rng = np.random.default_rng(0)
+    where, (q, k, v, dy) = cases.draw_where(case, rng), cases.draw_arrays(case, rng)
+    shown = cases.visible(case, where)[:, 0]
+    run = cases.program(case, lowering)
+
+    @jax.jit
+    def each(q, k, v, dy):
+        return jax.lax.map(lambda a: run(*a, where), (q, k, v, dy))
+
+    queries = np.arange(0, 40, 3)
+    one = np.eye(40)[queries][:, None, :, None, None]  # the gradient of one query's result alone
+    hidden = ~np.stack([shown[:, t] for t in queries])[..., None, None]
+    other = np.where(hidden, rng.normal(size=(len(queries), 2, 40, 1, 4)) * 50, 0)
+    inputs = [np.broadcast_to(a, (len(queries), *a.shape)).astype(np.float32) for a in (q, k, v)]
+    before = each(*inputs, (dy * one).astype(np.float32))
+    after = each(inputs[0], *((a + other).astype(np.float32) for a in inputs[1:]), (dy * one).astype(np.float32))
+    for i, t in enumerate(queries):
+        for old, new in zip(before[:2], after[:2], strict=True):
+            np.testing.assert_array_equal(old[i, :, t], new[i, :, t])
+        for old, new in zip(before[2:], after[2:], strict=True):  # of what it sees; of the rest there is none
+            np.testing.assert_array_equal(old[i], new[i])
+            assert not np.any(np.where(hidden[i], new[i], 0))
+
+
+def test_a_query_that_sees_nothing_gives_zeros():
+    mask = CAUSAL & masks.summary(8, 2)  # before its first summary a query has none
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 20, 1, 4)) for i in range(3))
+    for lowering in attention.LOWERINGS:
+        run = lambda q, k, v, lowering=lowering: attention.attend(q, k, v, mask, lowering=lowering)  # noqa: E731
+        y, backward = jax.vjp(run, q, k, v)
+        assert not np.any(y[:, :6]) and np.all(np.any(y[:, 6:] != 0, axis=-1))
+        assert not np.any(backward(jnp.ones_like(y))[0][:, :6])
+
+
+def test_nothing_as_large_as_the_scores_is_kept_for_the_backward_pass():
     t, heads = 128, 8
     row = jax.ShapeDtypeStruct((1, t, heads, 4), jnp.float32)
-    where = Where(jnp.arange(t)[None], jnp.arange(t)[None])
 
     def largest_kept(lowering):
         def backward(q, k, v):
-            return jax.vjp(lambda q, k, v: lowering(q, k, v, masks.causal(), where, 0.0), q, k, v)[1]
+            return jax.vjp(lambda q, k, v: attention.attend(q, k, v, CAUSAL, lowering=lowering), q, k, v)[1]
 
         return max(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, row, row, row)))
 
-    assert largest_kept(attention.blockwise) < t * t < heads * t * t <= largest_kept(attention.reference)
+    assert largest_kept("blockwise") < t * t < heads * t * t <= largest_kept("reference")
 
 
-def test_a_mask_that_is_not_causal_is_not_cut_at_the_diagonal():
-    position = jnp.arange(T)[None]
-    where = Where(position, position)
-    q, k, v = (jax.random.normal(jax.random.key(i), (1, T, K, H)) for i in range(3))
-    ours = attention.attend(q, k, v, masks.banded(7), where)
-    np.testing.assert_array_equal(ours, attention.reference(q, k, v, masks.banded(7), where, 0.0))
-    assert not np.allclose(ours, attention.blockwise(q, k, v, masks.banded(7), where, 0.0))
-    assert (masks.causal() & masks.banded(2)).causal and not (masks.causal() | masks.banded(2)).causal
+def test_what_does_not_fit_is_said():
+    q, k = jnp.zeros((1, 8, 4, 2)), jnp.zeros((1, 10, 2, 2))
+    with pytest.raises(ValueError, match="8 queries from place 3 on are not among 10 keys"):
+        attention.attend(q, k, k, CAUSAL, offset=3)
+    with pytest.raises(ValueError, match="no lowering 'flash'; there are reference, blockwise"):
+        attention.attend(q, k, k, CAUSAL, lowering="flash")
+    with pytest.raises(ValueError, match="3 masks for 2 key/value heads"):
+        attention.attend(q, k, k, [CAUSAL] * 3)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gpt4jax import model
-from gpt4jax.model import layers, masks
+from gpt4jax.model import layers, masks, patterns
 from gpt4jax.training.loss import summed_loss
 from tests.conftest import SHAPES, apply, perturbed
 from tests.model import numpy_decoder
@@ -182,7 +182,7 @@ def test_errors_in_words(tokens_bt):
         model.features(config, params, tokens_bt, images=jnp.zeros((1,)))
     for name in ("stripes", "dense:", "induction:", "banded:", "banded:0"):
         with pytest.raises(ValueError, match=f"'{name}'; a pattern is"):
-            masks.from_pattern(name)
+            patterns.from_pattern(name, 4)
     first = {name: leaf[0] for name, leaf in params["layers"].items()}
     no_tokens = layers.Rows(jnp.arange(4)[None], None, None)
     with pytest.raises(ValueError, match="needs the rows' tokens"):

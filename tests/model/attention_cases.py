@@ -1,0 +1,169 @@
+"""Random attention problems, and their solution in float64 NumPy, every score at once."""
+
+import random
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt4jax.model import attention, masks
+from gpt4jax.model.arrangement import Where
+
+BATCH, HEAD_DIM = 2, 4
+SHAPES = ((40, 40, 0), (45, 45, 0), (33, 40, 0), (33, 45, 12))  # queries, keys, the place of the first query
+HEADS = ((1, 1), (2, 1), (1, 3), (2, 2))  # key/value heads, query heads for each
+
+
+class Case(NamedTuple):
+    """What a program is compiled for."""
+
+    shape: tuple[int, int, int]
+    heads: tuple[int, int]
+    of_heads: tuple[masks.Mask, ...]
+    packed: bool
+    soft_cap: float
+
+
+def pattern(rng: random.Random) -> masks.Mask:
+    """One of the paper's patterns, GPT-3's band, or a part of them, with random sizes."""
+    stride = rng.choice((3, 5, 8, 16))
+    count = rng.choice([c for c in (1, 2, 3) if c < stride])
+    local = masks.banded(rng.randint(1, 20))
+    return masks.causal() & rng.choice(
+        [
+            masks.full(), local, masks.banded(stride) | masks.strided(stride), masks.strided(stride),
+            masks.fixed(stride, count, rng.randrange(stride // count)), masks.summary(stride, count),
+            masks.same_block(stride), local | masks.fixed(stride, count), masks.strided(stride) | masks.strided(7),
+        ]
+    )  # fmt: skip
+
+
+def atom(rng: random.Random) -> masks.Mask:
+    """One mask that is not made of others."""
+    stride = rng.randint(1, 20)
+    count = rng.randint(1, stride)
+    return rng.choice(
+        [
+            masks.causal(), masks.banded(rng.randint(1, 40)), masks.strided(rng.choice((1, 2, 3, 5, 8, 16, 30))),
+            masks.same_block(stride), masks.summary(stride, count, rng.randrange(stride // count)), masks.full(),
+            masks.prefix(rng.randint(0, 30)), masks.segments(sorted(rng.sample(range(1, 60), rng.randint(0, 4)))),
+            masks.spans([(5, 9), (9, 20), (33, 40)]),
+        ]
+    )  # fmt: skip
+
+
+def composition(rng: random.Random, depth: int = 3) -> masks.Mask:
+    """Masks joined by &, | and ~ at random."""
+    if not depth or rng.random() < 0.3:
+        return atom(rng)
+    kind = rng.random()
+    if kind > 0.85:
+        return ~composition(rng, depth - 1)
+    left, right = composition(rng, depth - 1), composition(rng, depth - 1)
+    return left & right if kind < 0.4 else left | right
+
+
+def draw_case(rng: random.Random) -> Case:
+    """A mask for all heads, or one for each; half of them patterns, a third of the others not causal."""
+    heads = rng.choice(HEADS)
+    if rng.random() < 0.5:
+        one = pattern(rng)
+    else:
+        one = composition(rng)
+        one = one & masks.causal() if rng.random() < 0.7 else one
+    of_heads = (one,) * heads[0] if rng.random() < 0.6 else tuple(pattern(rng) for _ in range(heads[0]))
+    return Case(rng.choice(SHAPES), heads, of_heads, rng.random() < 0.6, rng.choice((0.0, 0.0, 3.0)))
+
+
+def draw_where(case: Case, rng: np.random.Generator) -> Where:
+    """Documents packed into rows, the last ending in padding, or nothing."""
+    if not case.packed:
+        return Where()
+    _, s, _ = case.shape
+    segment, position = np.zeros((2, BATCH, s), np.int32)
+    for row in range(BATCH):
+        cuts = sorted(rng.choice(np.arange(1, s), rng.integers(0, 5), replace=False))
+        for i, (start, end) in enumerate(zip([0, *cuts], [*cuts, s], strict=True)):
+            segment[row, start:end] = 0 if i and end == s else i + 1
+            position[row, start:end] = np.arange(end - start)
+    return Where(position, segment)
+
+
+def draw_arrays(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Queries, keys, values and the gradient of the result, float64."""
+    (t, s, _), (k, g) = case.shape, case.heads
+    q, dy = rng.normal(size=(2, BATCH, t, k * g, HEAD_DIM))
+    return q, *rng.normal(size=(2, BATCH, s, k, HEAD_DIM)), dy
+
+
+def visible(case: Case, where: Where) -> np.ndarray:
+    """(B, N, T, S)."""
+    t, s, offset = case.shape
+    position = np.arange(s)[None] if where.position_bs is None else np.asarray(where.position_bs)
+    q, k = position[:, offset : offset + t, None], position[:, None]
+    shown = np.stack([np.broadcast_to(mask(q, k), (len(position), t, s)) for mask in case.of_heads], axis=1)
+    if where.segment_bs is not None:
+        segment = np.asarray(where.segment_bs)
+        shown = shown & (segment[:, offset : offset + t, None] == segment[:, None])[:, None]
+    return np.repeat(shown, case.heads[1], axis=1)
+
+
+def solve(case: Case, where: Where, q, k, v, dy) -> tuple[np.ndarray, ...]:
+    """The result, and the gradients of queries, keys and values, from the formulas."""
+    kv_heads, group = case.heads
+    k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
+    raw = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    capped = np.tanh(raw / case.soft_cap) if case.soft_cap else None
+    scores = raw if capped is None else case.soft_cap * capped
+    weights = np.exp(scores - scores.max()) * visible(case, where)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / np.where(total == 0, 1, total)
+    y = np.einsum("bnts,bsnh->btnh", weights, v)
+    d_weights = np.einsum("btnh,bsnh->bnts", dy, v)
+    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
+    if capped is not None:
+        d_scores = d_scores * (1 - capped**2)
+    d_scores = d_scores / np.sqrt(q.shape[-1])
+    dq, dk = np.einsum("bnts,bsnh->btnh", d_scores, k), np.einsum("bnts,btnh->bsnh", d_scores, q)
+    dv = np.einsum("bnts,btnh->bsnh", weights, dy)
+    of_kv = lambda d: d.reshape(*d.shape[:2], kv_heads, group, -1).sum(3)  # noqa: E731
+    return y, dq, of_kv(dk), of_kv(dv)
+
+
+def program(case: Case, lowering: str) -> Any:
+    """(q, k, v, dy, where) -> the result and the three gradients, jitted."""
+
+    def run(q, k, v, dy, where):
+        def forward(*qkv):
+            return attention.attend(
+                *qkv, case.of_heads, where, offset=case.shape[2], soft_cap=case.soft_cap, lowering=lowering
+            )
+
+        y, backward = jax.vjp(forward, q, k, v)
+        return y, *backward(dy)
+
+    return jax.jit(run)
+
+
+def error(ours: Any, truth: tuple[np.ndarray, ...]) -> float:
+    """The largest error of the result and the three gradients, each relative to its largest value."""
+    worst = 0.0
+    for one, true in zip(ours, truth, strict=True):
+        off, largest = np.max(np.abs(np.asarray(one, np.float64) - true)), np.max(np.abs(true))
+        worst = max(worst, float(off / largest if largest else off))
+    return worst
+
+
+def worst_error(case: Case, lowering: str, draws: int, seed: int, dtype: Any = jnp.float32) -> float:
+    """Over some draws of arrays and documents, all through one program."""
+    run, worst = program(case, lowering), 0.0
+    for i in range(draws):
+        rng = np.random.default_rng([seed, i])
+        where = draw_where(case, rng)
+        arrays = draw_arrays(case, rng)
+        if dtype == jnp.bfloat16:  # what is measured is the arithmetic, not the rounding of the inputs
+            arrays = tuple(np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays)
+        ours = run(*(jnp.asarray(a, dtype) for a in arrays), where)
+        worst = max(worst, error(ours, solve(case, where, *arrays)))
+    return worst
