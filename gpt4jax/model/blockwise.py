@@ -32,7 +32,7 @@ from gpt4jax.model.arrangement import (
     window_places,
 )
 from gpt4jax.model.masks import EMPTY, FULL, PARTIAL, Mask
-from gpt4jax.model.parts import Part
+from gpt4jax.model.parts import Part, split
 
 # Two CPU cores, heads of 64: rows of 256 tokens take 23 ms in blocks of 64, 26 to 29 ms in larger ones.
 MIN_BLOCK, MAX_UNROLLED = 64, 8  # of queries; rows of up to so many blocks are unrolled into one program
@@ -229,6 +229,35 @@ def tiles(plan: Mask, offset: int, q_len: int, k_len: int, heads: int) -> Tiles:
     kind = np.stack([plan.block(offset + a, offset + e, k_start, k_end) for a, e in zip(q_start, q_end, strict=True)])
     full, partly = (np.argwhere(kind == which).astype(np.int32) * size for which in (FULL, PARTIAL))
     return Tiles(None, size, full, partly)
+
+
+def work(mask: Mask, length: int, *, plain: bool = True, heads: int = 1) -> int:
+    """How many pairs are computed for rows of `length` tokens, each head; `heads` as they are computed at once.
+
+    `plain` as `parts.split` has it; rows of packed documents may cost more, as less is known of them.
+    """
+    pairs = 0
+    for part in split(mask, (), plain, 0, length, length):
+        rows, q_len, k_len = shape(part, length)
+        found = tiles(part.plan, part.offset, q_len, k_len, rows * heads)
+        if part.kind == "window":
+            pairs += rows * q_len * k_len
+        elif found.unrolled is not None:
+            pairs += rows * sum((e - s) * (k_e - k_s) for s, e, keys in found.unrolled for k_s, k_e, _ in keys)
+        else:
+            pairs += rows * (len(found.full) + len(found.partial)) * found.size**2
+    return pairs
+
+
+def shape(part: Part, length: int) -> tuple[int, int, int]:
+    """Rows of a part's arrangement for `length` tokens, and the queries and keys of each."""
+    if part.kind == "window":
+        return -(-length // part.block), part.block, part.before + part.after + part.block
+    if part.kind == "residue":
+        return part.stride, -(-length // part.stride), -(-length // part.stride)
+    if part.kind == "local":
+        return -(-length // part.stride), part.stride, part.stride
+    return 1, length, part.count * ((length - 1) // part.stride) if part.kind == "summary" else length
 
 
 def _runs(active: np.ndarray) -> list[tuple[int, int]]:

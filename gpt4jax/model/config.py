@@ -94,6 +94,11 @@ class Config:
             )
         for pattern in map(str, self.attention):
             patterns.from_pattern(pattern, self.num_kv_heads)
+            if (longest := patterns.longest(pattern)) > self.max_seq_len:
+                raise ValueError(
+                    f"model.attention has {pattern!r}, but rows have at most max_seq_len {self.max_seq_len} tokens: "
+                    f"a window or stride of {longest} does not fit into them"
+                )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
         if self.loss_chunk_len < 0:

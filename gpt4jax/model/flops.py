@@ -1,9 +1,10 @@
 """Floating-point operations and utilisation, as definitions: pure functions of a config.
 
-A multiplication and an addition are two operations. Only matrix products are counted, causal
-attention by half (a query sees on average half the row), recomputation under remat not at all.
+A multiplication and an addition are two operations. Only matrix products are counted, attention by the keys
+that a query sees (causal: on average half the row; a band: its window), recomputation under remat not at all.
 """
 
+from gpt4jax.model import patterns
 from gpt4jax.model.config import Config
 from gpt4jax.model.parameters import table
 
@@ -25,15 +26,27 @@ PEAK_FLOPS = {
 def flops_per_token(config: Config, seq_len: int) -> dict[str, float]:
     """Operations per token of a row of `seq_len` tokens: {"forward", "train"}; train is three times forward.
 
-    forward = 2 P + 2 L N H T: P the values in matrices that each token is multiplied by (token and
-    position look-ups are none, a tied embedding counts once, as the output matrix); attention is two
-    products of 2 N H per query and key, over T / 2 keys. Kaplan et al. 2020 (table 1) with the causal
+    forward = 2 P + sum over layers of 4 N H keys: P the values in matrices that each token is multiplied by
+    (token and position look-ups are none, a tied embedding counts once, as the output matrix); attention is two
+    products of 2 N H per query and key, over the `keys_per_query`. Kaplan et al. 2020 (table 1) with the causal
     half; PaLM (appendix B) without it.
     """
     matmul = sum(row.size for row in table(config) if row.matmul)
-    attention = config.num_layers * config.num_heads * config.head_dim * seq_len
-    forward = 2.0 * matmul + 2.0 * attention
+    keys = sum(keys_per_query(pattern, config.num_kv_heads, seq_len) for pattern in config.attention)
+    keys *= config.num_layers / len(config.attention)
+    forward = 2.0 * matmul + 4.0 * config.num_heads * config.head_dim * keys
     return {"forward": forward, "train": 3 * forward}
+
+
+def keys_per_query(pattern: str, kv_heads: int, seq_len: int) -> float:
+    """How many keys a query of a row of `seq_len` tokens sees on average, over the layer's heads.
+
+    Dense attention is counted as seq_len / 2, as the field has it, and no pattern as more. An induction layer counts
+    as dense: which keys it sees is known only when all scores are computed.
+    """
+    of_heads = patterns.from_pattern(pattern, kv_heads)
+    seen = [min(mask.pairs(seq_len, seq_len) / seq_len, seq_len / 2) for mask in of_heads]
+    return sum(seen) / len(seen)
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -16,6 +16,11 @@ from gpt4jax.weights import layout
 # How a decoder is computed or trained, not which function of its parameters it is.
 _FREE = ("dropout", "init_std", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
 
+_POSITIONS = (
+    "rope_theta", "rope_scaling", "rope_factor", "rope_original_max_len", "rope_low_freq_factor",
+    "rope_high_freq_factor", "rope_beta_fast", "rope_beta_slow", "rope_attention_factor",
+)  # fmt: skip
+
 
 class Start(NamedTuple):
     """Where a run's parameters come from: `place(shardings)` gives them, None stands for the seed or a checkpoint.
@@ -46,7 +51,7 @@ def find(
     source = files.user_path(config.init_from)
     if (source / "checkpoints").is_dir():
         old = _config_of_run(source)
-        _check(config.init_from, model_config, _shape_of_run(old, source))
+        check(config.init_from, model_config, _shape_of_run(old, source))
         tok = _as_foreign(tokenizer.of_run(old.data.tokenizer, source, cache_dir)) if own else None
 
         def place(shardings: Any) -> Params:
@@ -55,7 +60,7 @@ def find(
         raise UserError(f"init_from {source} is a run that holds no sound checkpoint: it has no checkpoints/")
     else:
         opened = weights.open_weights(config.init_from, cache_dir=cache_dir, say=say)
-        _check(config.init_from, model_config, opened.config)
+        check(config.init_from, model_config, opened.config)
         tok = opened.tokenizer if own else None
         if own and tok is None:
             raise UserError(f"data.tokenizer=weights, but {opened.source} has no {foreign.FILE}")
@@ -88,9 +93,24 @@ def _as_foreign(tok: tokenizer.Tokenizer) -> tokenizer.Tokenizer:
     return foreign.from_json(tok.json(), tok.roles, tok.stops, add_bos=None, template=None, where=tok.name)
 
 
-def _check(name: str, wanted: model.Config, found: model.Config) -> None:
+def check(name: str, wanted: model.Config, found: model.Config) -> None:
+    """Whether a run of shape `wanted` can start from parameters of shape `found`.
+
+    Raises:
+        UserError: a field that differs, or rows longer than those parameters know, with unchanged positions.
+    """
     wrong = []
+    longer = wanted.position == found.position == "rope" and wanted.max_seq_len > found.max_seq_len
+    if longer and all(getattr(wanted, field) == getattr(found, field) for field in _POSITIONS):
+        raise UserError(
+            f"rows of {wanted.max_seq_len} tokens are longer than the {found.max_seq_len} of init_from {name}, and the "
+            "rotary positions are the same: it has never seen such distances. Scale them "
+            f"(--config.model.rope_scaling=yarn --config.model.rope_factor={wanted.max_seq_len / found.max_seq_len:g} "
+            f"--config.model.rope_original_max_len={found.max_seq_len}) or raise --config.model.rope_theta"
+        )
     for field in dataclasses.fields(model.Config):
+        if longer and field.name in ("max_seq_len", *_POSITIONS):
+            continue  # training goes on with longer rows
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
         if field.name == "max_seq_len" and wanted.position == "rope" and ours <= theirs:
             continue  # rotary positions have no table: rows may be shorter

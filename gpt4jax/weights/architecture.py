@@ -169,7 +169,9 @@ def _attention(hf: Mapping[str, Any], name: str, layers: int) -> tuple[str, ...]
         raise UserError(f"config.json: layer_types {stated} are not full or sliding attention for {layers} layers")
     if (name == "MistralForCausalLM" and stated != types) or (window is None and "sliding_attention" in stated):
         raise UserError(f"config.json: layer_types {stated} contradict sliding_window {window}")
-    patterns = [f"banded:{window}" if kind == "sliding_attention" else "dense" for kind in stated]
+    longest = _need(hf, "max_position_embeddings")
+    shorter = window is not None and window <= longest  # a window that holds every row is none
+    patterns = [f"banded:{window}" if kind == "sliding_attention" and shorter else "dense" for kind in stated]
     cycle = next(n for n in range(1, layers + 1) if not layers % n and patterns == patterns[:n] * (layers // n))
     return tuple(patterns[:cycle])
 

@@ -47,12 +47,29 @@ def _rope(config, x, positions):
     return out
 
 
-def _sees(pattern, t, s, tokens, positions, segments):
+def _sees(pattern, head, t, s, tokens, positions, segments):
     if segments[s] != segments[t] or positions[s] > positions[t]:
         return False
     if pattern == "induction":  # itself, and what came after earlier copies of its token in the document
         return s == t or (positions[s] > 0 and tokens[s - 1] == tokens[t])
-    return pattern == "dense" or positions[t] - positions[s] < int(pattern.split(":")[1])
+    of_heads = pattern.split("/")
+    return any(_shows(piece, head, positions[t], positions[s]) for piece in of_heads[head % len(of_heads)].split("|"))
+
+
+def _shows(piece, head, i, j):
+    """Child et al. 2019, section 4.2; a head's summary stands `head` summaries before the end of a block."""
+    name, *numbers = piece.split(":")
+    size, count = [*map(int, numbers), 0, 0][:2]
+    if name == "fixed":
+        return _shows(f"block:{size}", head, i, j) or _shows(f"summary:{size}:{count}", head, i, j)
+    if name == "strided":
+        return _shows(f"banded:{size}", head, i, j) or _shows(f"column:{size}", head, i, j)
+    if name == "summary":
+        end = size - count * (head % (size // count))
+        return j % size in range(end - count, end)
+    if name == "block":
+        return i // size == j // size
+    return {"dense": True, "banded": i - j < size, "column": size and (i - j) % size == 0}[name]
 
 
 def _attention(config, pattern, p, x, tokens, positions, segments):
@@ -70,7 +87,7 @@ def _attention(config, pattern, p, x, tokens, positions, segments):
             q, k = _rope(config, q, positions), _rope(config, k, positions)
         y = np.zeros_like(v)
         for t in range(len(x)):
-            seen = [s for s in range(len(x)) if _sees(pattern, t, s, tokens, positions, segments)]
+            seen = [s for s in range(len(x)) if _sees(pattern, shared, t, s, tokens, positions, segments)]
             score = k[seen] @ q[t] / np.sqrt(config.head_dim)
             if config.attention_soft_cap:
                 score = config.attention_soft_cap * np.tanh(score / config.attention_soft_cap)

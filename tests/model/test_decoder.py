@@ -21,6 +21,8 @@ EXTRAS = {
     "plain": {},
     "all options": dict(qk_norm=True, attention_soft_cap=2.0, logit_soft_cap=3.0, attention=("dense", "banded:4")),
     "induction": dict(attention=("induction", "dense")),
+    "sparse": dict(attention=("strided:4", "fixed:5:2")),
+    "heads": dict(attention=("banded:4/column:3", "block:6|summary:4:1")),
 }
 
 
@@ -53,7 +55,7 @@ def test_packed_equals_alone(shape, tokens_bt):
 
 @pytest.mark.parametrize(
     ("layers", "remat", "first"),
-    [("scan", "full", "dense"), ("unroll", "none", "dense"), ("scan", "none", "induction")],
+    [("scan", "full", "dense"), ("unroll", "none", "strided:3|fixed:4:1"), ("scan", "none", "induction")],
 )
 def test_later_tokens_and_other_documents_leave_no_trace(shape, layers, remat, first, tokens_bt):
     config = model.Config(**shape, layers=layers, remat=remat, attention=(first, "banded:5"))
@@ -115,7 +117,9 @@ def test_remat_recomputes_instead_of_saving(shape, tokens_bt):
     assert temporaries("full") < 0.6 * temporaries("none")
 
 
-@pytest.mark.parametrize(("layers", "first"), [("scan", "dense"), ("unroll", "dense"), ("unroll", "induction")])
+@pytest.mark.parametrize(
+    ("layers", "first"), [("scan", "dense"), ("unroll", "strided:3/fixed:4:1"), ("unroll", "induction")]
+)
 def test_cached_steps_equal_the_whole_row(shape, layers, first, tokens_bt):
     config = model.Config(**shape, layers=layers, attention=(first, "banded:4"))
     params = perturbed(config)

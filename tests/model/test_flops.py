@@ -31,6 +31,19 @@ def test_gpt3_matches_the_published_training_compute():
     assert 3.14e23 < total < 1.03 * 3.14e23
 
 
+def test_sparse_layers_count_the_keys_that_they_show():
+    assert flops.keys_per_query("dense", 2, 8) == 4
+    assert flops.keys_per_query("banded:2", 2, 8) == (1 + 7 * 2) / 8
+    # A block of 4, and the last of the block before: 1, 2, 3, 4, then 2, 3, 4, 5.
+    assert flops.keys_per_query("block:4", 1, 8) == 20 / 8
+    assert flops.keys_per_query("fixed:4:1", 1, 8) == 24 / 8
+    assert flops.keys_per_query("banded:2/dense", 2, 8) == (15 / 8 + 4) / 2
+    half = model.Config(10, 2, 4, 2, 1, 2, 5, 8, attention=("dense", "banded:2"))
+    whole = model.Config(10, 2, 4, 2, 1, 2, 5, 8)
+    saved = flops.flops_per_token(whole, 8)["forward"] - flops.flops_per_token(half, 8)["forward"]
+    assert saved == 2 * 2 * 2 * 2 * (4 - 15 / 8)
+
+
 def test_mfu_and_peaks():
     assert flops.mfu(1000, 5e9, 4, 2.5e12) == pytest.approx(0.5)
     assert flops.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
