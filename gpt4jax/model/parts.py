@@ -14,12 +14,12 @@ part gets an arrangement of queries and keys in which its pairs are dense:
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
-from gpt4jax.model import masks
-from gpt4jax.model.masks import And, Banded, Bounds, Causal, Full, Mask, Not, Or, SameBlock, Strided, Summary
+from gpt4jax.model.mask_algebra import And, Anywhere, Bounds, Mask, Not, Or, anywhere, atoms, transform
+from gpt4jax.model.masks import Banded, Causal, Full, SameBlock, Strided, Summary
 
 SPLIT_ABOVE = 512  # keys; in shorter rows a pattern's parts would cost more than they save
 _MOST_CLAUSES = 64
@@ -77,10 +77,10 @@ def head_groups(of_heads: Sequence[Mask]) -> list[tuple[tuple[int, ...], Mask, t
         groups.setdefault(_without_index(mask), []).append(head)
     out: list[tuple[tuple[int, ...], Mask, tuple[int, ...]]] = []
     for common, heads in groups.items():
-        summaries = [{atom for atom in masks.atoms(of_heads[h]) if isinstance(atom, Summary)} for h in heads]
+        summaries = [{atom for atom in atoms(of_heads[h]) if isinstance(atom, Summary)} for h in heads]
         asked = [atom for clauses in _groups(common).values() for c in clauses for atom in _literals(c)]
-        if all(len(atoms) == 1 for atoms in summaries) and not any(isinstance(atom, Summary) for atom in asked):
-            indices = tuple(atom.index for atoms in summaries for atom in atoms)
+        if all(len(own) == 1 for own in summaries) and not any(isinstance(atom, Summary) for atom in asked):
+            indices = tuple(atom.index for own in summaries for atom in own)
             out.append((tuple(heads), common, indices))
             continue
         for mask in dict.fromkeys(of_heads[h] for h in heads):
@@ -96,19 +96,19 @@ def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len:
     distances bounds the pairs. `indices`: the summaries of each head, as `head_groups` has them.
     """
     if k_len <= SPLIT_ABOVE and not indices:
-        return (Part("whole", mask, mask if plain else masks.anywhere(mask), offset),)
+        return (Part("whole", mask, mask if plain else anywhere(mask), offset),)
     out: list[Part] = []
     earlier: list[Mask] = []
     for key, clauses in _groups(mask).items():
         shown = _or([_and(clause) for clause in clauses])
         own = _and([shown, *map(Not, earlier)])
         if key[0] == "residue":
-            coarse = masks.transform(own, lambda atom, stride=key[1]: _coarse(atom, stride))
+            coarse = transform(own, partial(_coarse, key[1]))
             out.append(Part("residue", own, coarse, offset // key[1], key[1], offset % key[1]))
             shown = shown & Strided(key[1])
         elif key[0] == "summary":
             _, stride, count, index = key
-            known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in masks.atoms(own))
+            known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in atoms(own))
             exact = plain and known and bool(own(np.asarray(stride), np.asarray(0)))
             plan = Compacted(stride, count, exact)
             out.append(Part("summary", own, plan, offset, stride, 0, count, indices or (index,)))
@@ -124,9 +124,9 @@ def _whole(mask: Mask, clauses: list[tuple[Mask, ...]], plain: bool, offset: int
     blocks = set.intersection(*({atom for atom in clause if isinstance(atom, SameBlock)} for clause in clauses))
     if plain and blocks and not offset and q_len == k_len:
         stride = min(atom.stride for atom in blocks)
-        plan = masks.transform(mask, lambda atom: _in_block(atom, stride))
+        plan = transform(mask, lambda atom: _in_block(atom, stride))
         return Part("local", plan if _is_plan(plan) else mask, plan, 0, stride)
-    plan = mask if plain else masks.anywhere(mask)
+    plan = mask if plain else anywhere(mask)
     low, high = plan.distances()
     if math.isfinite(low) and math.isfinite(high) and low <= high:
         before, after = int(high), int(-low)
@@ -145,20 +145,20 @@ def _in_block(atom: Mask, stride: int) -> Mask:
     """Of places in a block of `stride`."""
     if atom == SameBlock(stride):
         return Full()
-    return atom if atom.relative or (isinstance(atom, Summary) and atom.stride == stride) else masks.Anywhere(Full())
+    return atom if atom.relative or (isinstance(atom, Summary) and atom.stride == stride) else Anywhere(Full())
 
 
 def _is_plan(mask: Mask) -> bool:
-    return not any(isinstance(atom, masks.Anywhere) for atom in masks.atoms(mask))
+    return not any(isinstance(atom, Anywhere) for atom in atoms(mask))
 
 
-def _coarse(atom: Mask, stride: int) -> Mask:
+def _coarse(stride: int, atom: Mask) -> Mask:
     """Of places in a row of one residue: distances there are those in the row, divided by the stride."""
     if isinstance(atom, Banded):
         return Banded(-(-atom.window // stride))
     if isinstance(atom, Strided):
         return Strided(atom.stride // math.gcd(atom.stride, stride))
-    return atom if atom.relative else masks.Anywhere(Full())
+    return atom if atom.relative else Anywhere(Full())
 
 
 def _place(clause: tuple[Mask, ...]) -> list[tuple[tuple, tuple[Mask, ...]]]:
@@ -221,11 +221,11 @@ def _absorb(clauses: list[tuple[Mask, ...]]) -> list[tuple[Mask, ...]]:
 
 
 def _literals(clause: tuple[Mask, ...]) -> list[Mask]:
-    return [atom for literal in clause for atom in masks.atoms(literal)]
+    return [atom for literal in clause for atom in atoms(literal)]
 
 
 def _without_index(mask: Mask) -> Mask:
-    return masks.transform(mask, lambda atom: dataclasses.replace(atom, index=0) if isinstance(atom, Summary) else atom)
+    return transform(mask, lambda atom: dataclasses.replace(atom, index=0) if isinstance(atom, Summary) else atom)
 
 
 def _and(parts: Sequence[Mask]) -> Mask:

@@ -1,7 +1,7 @@
 """Can a pattern carry a fact over 3,000 tokens? `python -m tests.bench.far_copy [--patterns NAME ...]`.
 
-A row of 4,096 tokens is noise but for one marker near its beginning, which is one of 16, and some questions behind it: at
-each the answer is the marker. A layer sees the marker itself or it does not; then it has to be told by a token
+A row of 4,096 tokens is noise but for one marker near its beginning, one of 16, and some questions behind it: at each
+the answer is the marker. A layer sees the marker itself or it does not; then it has to be told by a token
 between, which does not know who will ask. Trained on questions at any distance, measured on rows never seen, by the
 question that stands exactly 3,000 tokens behind the marker. Two layers of width 64.
 """
@@ -89,9 +89,8 @@ def main() -> None:
     flags = parser.parse_args()
     for name in flags.patterns:
         far, every = train(PATTERNS[name], flags.steps, flags.batch)
-        print(
-            f"{name}: {far:.3f} of 256 answers 3,000 tokens back are right, {every:.3f} of all; chance {1 / MARKERS:.3f}"
-        )
+        chance = 1 / MARKERS
+        print(f"{name}: {far:.3f} of 256 answers 3,000 tokens back right, {every:.3f} of all; chance {chance:.3f}")
 
 
 if __name__ == "__main__":

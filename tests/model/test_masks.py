@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt4jax.model import masks, patterns
+from gpt4jax.model.mask_algebra import anywhere
 from tests.model.attention_cases import composition
 
 Q, K = np.arange(60)[:, None], np.arange(60)[None]
@@ -53,7 +54,7 @@ def test_blocks_and_counts_of_any_composition(seed):
     q_end, k_end = np.minimum(q_start + q_size, t), np.minimum(k_start + k_size, s)
     kind = mask.block(offset + q_start[:, None], offset + q_end[:, None], k_start, k_end)
     assert mask.active_blocks(t, s, q_size, k_size, offset=offset) == np.count_nonzero(kind)
-    somewhere = masks.anywhere(mask).block(offset + q_start[:, None], offset + q_end[:, None], k_start, k_end)
+    somewhere = anywhere(mask).block(offset + q_start[:, None], offset + q_end[:, None], k_start, k_end)
     for i in range(len(q_start)):
         for j in range(len(k_start)):
             block = shown[q_start[i] : q_end[i], k_start[j] : k_end[j]]
