@@ -45,7 +45,8 @@ class Engine:
         config, params: the decoder, as `model.init`, a checkpoint or `weights.load` give it.
         tokenizer: for texts, stop texts and end tokens, and for which ids may be drawn; None: ids only.
         rows: requests that are decoded at once on each device (or group of devices that split a row).
-        max_len: tokens of prompt and continuation together; memory is `rows` times as many. 0: max_seq_len.
+        max_len: tokens of prompt and continuation together. 0: max_seq_len. The cache has `rows` times as many in
+            each layer; in one of "banded:W" no more than W - 1 and a chunk (`model.cache_bytes`).
         weights: "" as they are, "float32", "bfloat16" or "int8" (`prepare`).
         mesh: rows over data and fsdp, and matrices as in training; None: one device.
         prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
@@ -87,11 +88,11 @@ class Engine:
 
     def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
         config = self.config
-        longest = self.max_len if draft is None else self.max_len + draft.tokens  # the last guesses may be too many
-        # Whole chunks and blocks, so that none reaches past the end; idle parts of a pool write theirs behind it.
-        longest += self._chunk if options["mesh"] is not None else 0
-        whole = max(self._chunk, CACHE_BLOCK)
-        options["length"] = -(-longest // whole) * whole
+        guesses = 0 if draft is None else draft.tokens
+        whole = max(self._chunk, CACHE_BLOCK)  # chunks and blocks, so that none reaches past the end
+        options["length"] = -(-(self.max_len + guesses) // whole) * whole  # the last guesses may be too many
+        # What may be written past a row's end: a chunk with its padding, or a token and guesses, all or none kept.
+        options["append"] = max(self._chunk, guesses + 1)
         options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         large = options | dict(config=config, params=params)
         if draft is None:
