@@ -264,7 +264,7 @@ class Engine:
         for row, slot in now.values():
             events += slot.read(counts[row], scores.get(row))
             whole = slot.inputs[: slot.done]
-            if size == self._chunk and self._prefixes.wants(whole):
+            if counts[row] == self._chunk and self._prefixes.wants(whole):  # not padded: they end with a whole block
                 self._prefixes.put(whole, self._pool.read_block(row, slot.done - size, size))
         return events
 

@@ -76,6 +76,14 @@ def test_tokens_are_the_plain_passs_and_bits_the_same_in_any_company_and_on_two_
     assert_same(together, two.generate(requests))
 
 
+def test_a_padded_chunk_is_not_kept_for_the_whole_one_before_it(two):
+    """Room for one block: each part's drops the other's, so that the next chunk, of 12 tokens, finds its own gone."""
+    requests = [Request([*range(start, start + 29)], 5, temperature=0.0) for start in (1, 20, 40, 60)]
+    together = two.generate(requests)
+    assert len(two._prefixes.find(np.array(requests[-1].prompt, np.int32), 1)) == 1
+    assert_same(together[-1:], two.generate(requests[-1:]))
+
+
 def test_guesses_that_are_taken_back_leave_the_window(params):
     """The draft, of rings only, is the model with noise: some of its guesses are kept."""
     rng = np.random.default_rng(1)
