@@ -1,5 +1,7 @@
 """A banded layer's cache is a ring: what comes out is the same, whatever wraps, and the memory is the window's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,17 @@ import pytest
 from gpt4jax import model
 from gpt4jax.model import cached, masks
 from gpt4jax.model.cached import Cached, KeysValues, Ring
+from gpt4jax.model.decoder import State
 from tests.conftest import SHAPES, apply, perturbed
 
 T = 96
-features = jax.jit(model.features, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def read(config, params, tokens_bt, cache, ends_b):
+    """Logits of tokens written at each row's end, and the cache with them."""
+    x_btd, state = model.features(config, params, tokens_bt, state=State(cache, ends_b))
+    return model.unembed(config, params, x_btd), state.cache
 
 
 # W - 1 + append is 16 or 32: whole blocks of 16 without a place more than is needed.
@@ -21,28 +30,25 @@ features = jax.jit(model.features, static_argnums=0)
 )
 def test_rows_go_on_through_rings_as_if_whole(shape, attention, append):
     """Two rows at their own pace, by chunks and single tokens; what is forgotten again is written behind each end."""
-    config = model.Config(**SHAPES[shape] | {"max_seq_len": T + append, "attention": attention})
+    fields = {"max_seq_len": T + append, "attention": attention, "num_layers": len(attention)}
+    config = model.Config(**SHAPES[shape] | fields)
     params, rng = perturbed(config), np.random.default_rng(0)
-    text_bt, ends_b = rng.integers(0, 96, (2, T)), np.zeros(2, int)
+    text_bt, ends_b = rng.integers(0, 96, (2, T)), np.zeros(2, np.int32)
     whole_btv = np.asarray(apply(config, params, text_bt))
-    state = model.init_cache(config, 2, T + append, append=append)
-    assert [isinstance(layer, Ring) for layer in state.cache] == [pattern != "dense" for pattern in (attention * 2)[:2]]
+    cache = model.init_cache(config, 2, T + append, append=append).cache
+    assert [isinstance(layer, Ring) for layer in cache] == [pattern != "dense" for pattern in attention]
     while (ends_b < T).any():
         for i in range(append):  # guesses, one after the other, of which none is kept
-            state = state._replace(length_b=jnp.asarray(ends_b + i, jnp.int32))
-            _, state = features(config, params, rng.integers(0, 96, (2, 1)), state=state)
+            _, cache = read(config, params, rng.integers(0, 96, (2, 1)), cache, ends_b + i)
         for size in (append, 1):
             kept_b = np.minimum(rng.integers(1, size + 1, 2), T - ends_b)
             tokens_bt = rng.integers(0, 96, (2, size))
             for row, (end, kept) in enumerate(zip(ends_b, kept_b, strict=True)):
                 tokens_bt[row, :kept] = text_bt[row, end : end + kept]
-            x_btd, state = features(
-                config, params, tokens_bt, state=state._replace(length_b=jnp.asarray(ends_b, jnp.int32))
-            )
-            logits_btv = np.asarray(model.unembed(config, params, x_btd))
+            logits_btv, cache = read(config, params, tokens_bt, cache, ends_b)
             for row, (end, kept) in enumerate(zip(ends_b, kept_b, strict=True)):
                 np.testing.assert_allclose(logits_btv[row, :kept], whole_btv[row, end : end + kept], atol=5e-5)
-            ends_b += kept_b
+            ends_b = (ends_b + kept_b).astype(np.int32)
 
 
 @pytest.mark.parametrize("kind", [KeysValues, Ring])
