@@ -28,7 +28,9 @@ from gpt4jax.model.cached import CACHE_BLOCK
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import partition
 
-CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
+# Tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer. It divides CACHE_BLOCK:
+# so no kept block goes over the end of a ring.
+CHUNK = 128
 _SHORTEST = 16
 
 _SETTINGS = {
