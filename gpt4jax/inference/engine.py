@@ -28,7 +28,9 @@ from gpt4jax.model.cached import CACHE_BLOCK
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import partition
 
-CHUNK = 128  # tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer
+# Tokens of a prompt that are computed at once, and of a kept block; prompts' ends take fewer. It divides CACHE_BLOCK:
+# so no kept block goes over the end of a ring.
+CHUNK = 128
 _SHORTEST = 16
 
 _SETTINGS = {
@@ -45,7 +47,8 @@ class Engine:
         config, params: the decoder, as `model.init`, a checkpoint or `weights.load` give it.
         tokenizer: for texts, stop texts and end tokens, and for which ids may be drawn; None: ids only.
         rows: requests that are decoded at once on each device (or group of devices that split a row).
-        max_len: tokens of prompt and continuation together; memory is `rows` times as many. 0: max_seq_len.
+        max_len: tokens of prompt and continuation together. 0: max_seq_len. The cache has `rows` times as many in
+            each layer; in one of "banded:W" no more than W - 1 and a chunk (`model.cache_bytes`).
         weights: "" as they are, "float32", "bfloat16" or "int8" (`prepare`).
         mesh: rows over data and fsdp, and matrices as in training; None: one device.
         prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
@@ -87,11 +90,11 @@ class Engine:
 
     def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
         config = self.config
-        longest = self.max_len if draft is None else self.max_len + draft.tokens  # the last guesses may be too many
-        # Whole chunks and blocks, so that none reaches past the end; idle parts of a pool write theirs behind it.
-        longest += self._chunk if options["mesh"] is not None else 0
-        whole = max(self._chunk, CACHE_BLOCK)
-        options["length"] = -(-longest // whole) * whole
+        guesses = 0 if draft is None else draft.tokens
+        whole = max(self._chunk, CACHE_BLOCK)  # chunks and blocks, so that none reaches past the end
+        options["length"] = -(-(self.max_len + guesses) // whole) * whole  # the last guesses may be too many
+        # What may be written past a row's end: a chunk with its padding, or a token and guesses, all or none kept.
+        options["append"] = max(self._chunk, guesses + 1)
         options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         large = options | dict(config=config, params=params)
         if draft is None:
@@ -263,7 +266,7 @@ class Engine:
         for row, slot in now.values():
             events += slot.read(counts[row], scores.get(row))
             whole = slot.inputs[: slot.done]
-            if size == self._chunk and self._prefixes.wants(whole):
+            if counts[row] == self._chunk and self._prefixes.wants(whole):  # not padded: they end with a whole block
                 self._prefixes.put(whole, self._pool.read_block(row, slot.done - size, size))
         return events
 

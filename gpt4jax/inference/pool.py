@@ -33,7 +33,7 @@ class Pool:
         config, params: the decoder; params as `prepare` takes them.
         vocab_size: how many ids may be drawn.
         rows: of each part: of a device, or of the devices that split a row.
-        length: places of each row; the last ones of the length of a chunk belong to no request (`model.State`).
+        length, append: tokens of each row, and how many at most are written past its end, as `init_cache` has them.
         mesh, weights, consume: as `prepare` has them.
     """
 
@@ -44,6 +44,7 @@ class Pool:
         vocab_size: int,
         rows: int,
         length: int,
+        append: int,
         *,
         mesh: Mesh | None = None,
         weights: str = "",
@@ -55,7 +56,8 @@ class Pool:
         with self._on_mesh():
             self.params = prepare(config, params, weights=weights, mesh=mesh, consume=consume)
             cache, seen = self._place(CACHE_AXES), self._place(("act_batch", "act_len"))
-            self.cache = jax.jit(lambda: model.init_cache(config, self.rows, length).cache, out_shardings=cache)()
+            empty = lambda: model.init_cache(config, self.rows, length, append=append).cache  # noqa: E731
+            self.cache = jax.jit(empty, out_shardings=cache)()
             self._seen_bv = jax.jit(lambda: jnp.zeros((self.rows, config.vocab_size), bool), out_shardings=seen)()
 
     def part(self, row: int) -> int:
@@ -90,14 +92,14 @@ class Pool:
         return {row: Scores(*(leaf[self.part(row)] for leaf in scores)) for row in chunks}
 
     def read_block(self, row: int, start: int, size: int) -> tuple[KeysValues, ...]:
-        """Keys and values of some places of a row, on the host, stacked over the layers: (L, K, size, H)."""
+        """Keys and values of some of a row's tokens, on the host, stacked over the layers: (L, K, size, H)."""
         row_b, _ = self._each_part({row: start})
         with self._on_mesh():
             blocks = programs.read_block(self.cache, row_b, np.int32(start), size)
         return (jax.tree.map(lambda leaf: np.asarray(leaf)[self.part(row)].copy(), blocks),)
 
     def write_block(self, row: int, start: int, block: tuple[KeysValues, ...]) -> None:
-        """Puts them into places of any row, the same bits."""
+        """Puts them into any row, the same bits."""
         row_b, start_b = self._each_part({row: start})
         with self._on_mesh():
             blocks = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.parts, *leaf.shape)), block[0])

@@ -120,11 +120,22 @@ def prefill(
 
 @partial(jax.jit, static_argnums=3)
 def read_block(cache: Caches, row_b: jax.Array, start: jax.Array, size: int) -> KeysValues:
-    """Places start to start + size of one row of each of B equal parts of the cache, stacked: (B, L, K, size, H).
+    """The tokens start to start + size of one row of each of B equal parts of the cache, stacked: (B, L, K, size, H).
 
-    Tokens are stacked over the layers that hold them.
+    Tokens' ids are stacked over the layers that hold them. `start` is a multiple of `size`, and in rings the tokens
+    must not have been overwritten yet.
+
+    Raises:
+        ValueError: a block could go over the end of a ring.
     """
-    blocks = [Cached(layer, jnp.zeros_like(row_b), row_b).block(start, size) for layer in cache]
+
+    def read(layer: KeysValues) -> KeysValues:
+        places = layer.k_bksh.shape[2]
+        if places % size:
+            raise ValueError(f"blocks of {size} tokens do not fit a cache of {places} places: it must be a multiple")
+        return Cached(layer, jnp.zeros_like(row_b), row_b).block(start % places, size)
+
+    blocks = [read(layer) for layer in cache]
     tokens = [block.token_bks1 for block in blocks if block.token_bks1 is not None]
     keys, values = [block.k_bksh for block in blocks], [block.v_bksh for block in blocks]
     return KeysValues(jnp.stack(keys, axis=1), jnp.stack(values, axis=1), jnp.stack(tokens, axis=1) if tokens else None)

@@ -1,11 +1,14 @@
 """Attention of new tokens over a KV cache, and the cache of one layer."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gpt4jax.model import patterns
 from gpt4jax.model.arrangement import follows
 from gpt4jax.model.attention import by_head, by_token, score
 from gpt4jax.model.axes import constrain
@@ -23,6 +26,43 @@ class KeysValues(NamedTuple):
     token_bks1: jax.Array | None = None
 
 
+class Ring(KeysValues):
+    """The cache of a layer that sees W tokens: R places, fewer than a row may have tokens.
+
+    The token at position p is at place p % R, where the one at p - R was. A row that ends at E is next asked for
+    E - W + 1 and what follows. So that this is there, R is W - 1 + A, and nothing is ever written A places or more
+    behind E: neither the next tokens, nor what is forgotten again, the padding of a chunk and guesses that were
+    wrong. An end may be set back as long as this holds of all that was written; or to 0, for another text, which
+    finds what it wrote itself and nothing else.
+    """
+
+
+def window(pattern: str, kv_heads: int) -> int | None:
+    """How far back the heads of a layer see, the query itself counted; None: to the row's first token."""
+    farthest = max(mask.distances()[1] for mask in patterns.from_pattern(pattern, kv_heads))
+    return int(farthest) + 1 if math.isfinite(farthest) else None
+
+
+def empty_layer(pattern: str, shape_bksh: tuple[int, int, int, int], dtype: jnp.dtype, append: int) -> KeysValues:
+    """One layer's cache for rows of S tokens, of which up to `append` come at once: a ring where that takes less.
+
+    A ring has whole CACHE_BLOCKs: so kept blocks, whose size divides that, never go over its end.
+    """
+    b, k, s, h = shape_bksh
+    seen = window(pattern, k)
+    ring = s if seen is None else -(-(seen - 1 + append) // CACHE_BLOCK) * CACHE_BLOCK
+    places = min(ring, s)
+    token_bks1 = jnp.zeros((b, k, places, 1), jnp.int32) if pattern == patterns.INDUCTION else None
+    kind = Ring if ring < s else KeysValues
+    return kind(jnp.zeros((b, k, places, h), dtype), jnp.zeros((b, k, places, h), dtype), token_bks1)
+
+
+def room(pattern: str, layer: KeysValues) -> int:
+    """How many tokens may be appended at once."""
+    places, seen = layer.k_bksh.shape[2], window(pattern, layer.k_bksh.shape[1])
+    return places - seen + 1 if isinstance(layer, Ring) and seen is not None else places
+
+
 class Cached(NamedTuple):
     """One layer's cache as a batch sees it: `length_b` tokens of each row; `row_b` as `model.State` has it."""
 
@@ -31,25 +71,24 @@ class Cached(NamedTuple):
     row_b: jax.Array | None
 
     def append(self, new: KeysValues) -> "Cached":
-        """The cache with T new tokens (B, K, T, H) written behind each row's own end."""
-        t = new.k_bksh.shape[2]
-
-        def write(old_ksh, new_kth, start):
-            return jax.lax.dynamic_update_slice_in_dim(old_ksh, new_kth, start, axis=1)
-
-        def write_row(old_rksh, new_kth, start, row):
-            place = jnp.maximum(row, 0), 0, jnp.where(row < 0, old_rksh.shape[2] - t, start), 0
-            return jax.lax.dynamic_update_slice(old_rksh, new_kth[None], place)
+        """The cache with T new tokens (B, K, T, H) written behind each row's own end; none for a row of -1."""
+        t, ring = new.k_bksh.shape[2], isinstance(self.cache, Ring)
 
         def update(old, new_bkth):
             new_bkth = new_bkth.astype(old.dtype)
             if self.row_b is None:
-                out = jax.vmap(write)(old, new_bkth, self.length_b)
+                out = jax.vmap(partial(_write, ring, row=None))(old[:, None], new_bkth, self.length_b)
             else:
-                out = self._each_part(write_row, old, new_bkth, self.length_b).reshape(old.shape)
-            return constrain(out, *CACHE_AXES)
+                out = self._each_part(partial(_write, ring), old, new_bkth, self.length_b)
+            return constrain(out.reshape(old.shape), *CACHE_AXES)
 
-        return Cached(jax.tree.map(update, self.cache, new), self.length_b + t, self.row_b)
+        cache = jax.tree.map(update, self.cache, type(self.cache)(*new))
+        return Cached(cache, self.length_b + t, self.row_b)
+
+    def positions(self, place_s: jax.Array) -> jax.Array:
+        """The position of the token that each place holds for each row, (B, S); negative: of none."""
+        last_b1 = self.length_b[:, None] - 1
+        return last_b1 - (last_b1 - place_s) % self.cache.k_bksh.shape[2]
 
     def block(self, start: jax.Array, size: int) -> KeysValues:
         """Places start to start + size of the batch's rows, (B, K, size, H)."""
@@ -82,6 +121,29 @@ class Cached(NamedTuple):
         return jax.vmap(function)(parts, *values, self.row_b)
 
 
+def _write(ring: bool, old_rksh: jax.Array, new_kth: jax.Array, start: jax.Array, row: jax.Array | None) -> jax.Array:
+    """One part of a cache with tokens at `start` of its row (None: its only one; -1: of none, and nothing changes).
+
+    In a ring they may go over its end: then they are two pieces, and each is written together with what
+    the places beside it hold, so that both have the length T.
+    """
+    places, t = old_rksh.shape[2], new_kth.shape[1]
+    pieces: list = [(start % places if ring else start, None)]
+    if ring and t > 1:
+        over = jnp.maximum(start % places + t - places, 0)
+        new_kth = jnp.roll(new_kth, over, axis=1)
+        i_t1 = jnp.arange(t)[:, None]
+        pieces = [(start % places - over, i_t1 >= over), (0, i_t1 < over)]
+    for at, ours in pieces:
+        corner, new_1kth = (0 if row is None else jnp.maximum(row, 0), 0, at, 0), new_kth[None]
+        if row is not None:
+            ours = row >= 0 if ours is None else ours & (row >= 0)
+        if ours is not None:
+            new_1kth = jnp.where(ours, new_1kth, jax.lax.dynamic_slice(old_rksh, corner, new_1kth.shape))
+        old_rksh = jax.lax.dynamic_update_slice(old_rksh, new_1kth, corner)
+    return old_rksh
+
+
 def attend_cached(
     q_btnh: jax.Array,
     cached: Cached,
@@ -95,10 +157,11 @@ def attend_cached(
 
     `q_token_bt` makes it an induction layer's (`Where`), and the cache must hold its keys' tokens.
 
-    The cache is read in blocks of a fixed size, up to the longest row's end, and each block is added to a
-    running softmax (Milakov and Gimelshein 2018). A block behind a row's own end adds exactly nothing to it:
+    The cache is read in blocks of a fixed size, up to the longest row's end or a ring's, and each block is added
+    to a running softmax (Milakov and Gimelshein 2018). A block behind a row's own end adds exactly nothing to it:
     so a row's result, to the last bit, depends neither on the other rows nor on the size of a cache of at least
-    one block, and the time follows the tokens that are there. Place s of a cache holds the token at position s.
+    one block, and the time follows the tokens that are there, in a ring the window. Blocks come in the order of
+    places, which in a ring is a matter of the row's own length.
     """
     b, t, n, h = q_btnh.shape
     k, s = cached.cache.k_bksh.shape[1:3]
@@ -116,12 +179,14 @@ def attend_cached(
         start = jnp.minimum(i * size, s - size)  # the last block may begin inside the one before
         k_bksh, v_bksh, _ = cached.block(start, size)
         place_s = start + jnp.arange(size)
-        there_bs = (place_s < cached.length_b[:, None]) & (place_s >= i * size)
-        visible_bkms = jnp.stack([mask(q_pos_bm[:, :, None], place_s) for mask in masks], axis=1)
+        k_pos_bs = cached.positions(place_s)
+        there_bs = (k_pos_bs >= 0) & (place_s >= i * size)
+        visible_bkms = jnp.stack([mask(q_pos_bm[:, :, None], k_pos_bs[:, None]) for mask in masks], axis=1)
         visible_bkms &= there_bs[:, None, None]
         if q_token_bm is not None:
-            follow = follows(q_pos_bm[:, :, None], place_s, q_token_bm[:, :, None], cached.before(start, size)[:, None])
-            visible_bkms &= follow[:, None]
+            before_b1s = cached.before(start, size)[:, None]
+            follow_bms = follows(q_pos_bm[:, :, None], k_pos_bs[:, None], q_token_bm[:, :, None], before_b1s)
+            visible_bkms &= follow_bms[:, None]
         scores = jnp.where(visible_bkms, score(q_bkmh[:, :, None], k_bksh, soft_cap)[:, :, 0], lowest)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
         weights, shrink = jnp.where(visible_bkms, jnp.exp(scores - new_top), 0), jnp.exp(top - new_top)
@@ -129,5 +194,5 @@ def attend_cached(
         return new_top, total * shrink + jnp.sum(weights, axis=-1, keepdims=True), out * shrink + part
 
     empty = (jnp.full((b, k, rows, 1), lowest), jnp.zeros((b, k, rows, 1), stable), jnp.zeros((b, k, rows, h), stable))
-    _, total, out = jax.lax.fori_loop(0, -(-jnp.max(cached.length_b) // size), add_block, empty)
+    _, total, out = jax.lax.fori_loop(0, -(-jnp.minimum(jnp.max(cached.length_b), s) // size), add_block, empty)
     return by_token((out / jnp.where(total == 0, 1, total)).astype(q_btnh.dtype).reshape(b, k, n // k, t, h))

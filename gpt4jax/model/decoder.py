@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import layers, mup, patterns, position
+from gpt4jax.model import cached, layers, mup, patterns, position
 from gpt4jax.model.axes import constrain
-from gpt4jax.model.cached import Cached, KeysValues
+from gpt4jax.model.cached import Cached, KeysValues, Ring
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table
@@ -18,9 +18,10 @@ from gpt4jax.model.parameters import Params, draw, table
 class State(NamedTuple):
     """A KV cache, keys and values (R, K, S, H) of each layer, and how many tokens each row of the batch has in it.
 
+    Banded layers may have fewer places S than others (`cached.Ring`, which also says how far `length_b` may go back).
+
     Without `row_b` the batch's rows are the cache's. With it the cache is read as B equal parts, one for each row
-    of the batch, and `row_b` says which row of its part that is. For -1 the new tokens go to the last places of the
-    part's first row, which whoever says -1 keeps free.
+    of the batch, and `row_b` says which row of its part that is. For -1 nothing is written.
     """
 
     cache: tuple[KeysValues, ...]
@@ -78,7 +79,8 @@ def features(
         dropout_key: turns dropout on.
 
     Raises:
-        ValueError: rows longer than the position table or the cache, or segment ids or dropout together with a cache.
+        ValueError: rows longer than the position table or than the cache takes at once, or segment ids or dropout
+            together with a cache.
     """
     if images is not None:
         raise ValueError("this decoder has no image frontend yet: images must be None")
@@ -112,16 +114,33 @@ def apply(config: Config, params: Params, tokens_bt: jax.Array, **options: Any) 
     return unembed(config, params, x_btd)
 
 
-def init_cache(config: Config, batch: int, length: int) -> State:
-    """An empty KV cache with room for `length` tokens in each of `batch` rows."""
+def init_cache(config: Config, batch: int, length: int, *, append: int | None = None) -> State:
+    """An empty KV cache with room for `length` tokens in each of `batch` rows.
+
+    `append` is the most tokens that are ever written past a row's end at once (None: `length`), counting padding
+    and guesses that are forgotten again. A layer "banded:W" then has W - 1 + append places, in whole CACHE_BLOCKs,
+    where that is less than `length` (`cached.Ring`); any other has `length`.
+
+    Raises:
+        ValueError: nothing could ever be appended.
+    """
+    append = length if append is None else min(append, length)
+    if append < 1:
+        raise ValueError(f"a KV cache of {length} tokens, {append} at once, holds nothing: both must be at least 1")
     shape = (batch, config.num_kv_heads, length, config.head_dim)
+    cache = tuple(cached.empty_layer(pattern, shape, config.compute_dtype, append) for pattern in _patterns(config))
+    return State(cache, jnp.zeros((batch,), jnp.int32))
 
-    def empty(pattern: str) -> KeysValues:
-        token_bks1 = jnp.zeros((*shape[:-1], 1), jnp.int32) if pattern == patterns.INDUCTION else None
-        return KeysValues(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype), token_bks1)
 
-    of_layers = [config.attention[i % len(config.attention)] for i in range(config.num_layers)]
-    return State(tuple(map(empty, of_layers)), jnp.zeros((batch,), jnp.int32))
+def cache_bytes(config: Config, batch: int, length: int, *, append: int | None = None) -> int:
+    """Bytes that the keys and values of `init_cache` take, over all devices."""
+    shapes = jax.eval_shape(lambda: init_cache(config, batch, length, append=append).cache)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _patterns(config: Config) -> list[str]:
+    """Of each layer."""
+    return [config.attention[i % len(config.attention)] for i in range(config.num_layers)]
 
 
 def forward(
@@ -189,8 +208,10 @@ def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, sta
         raise ValueError(f"rows of {t} tokens do not fit the position table of max_seq_len {config.max_seq_len}")
     if state is not None and segment_ids_bt is not None:
         raise ValueError("a KV cache holds one document a row: segment_ids_bt and state exclude each other")
-    if state is not None and t > (room := state.cache[0].k_bksh.shape[2]):
-        raise ValueError(f"{t} tokens do not fit a KV cache of {room}")
+    for pattern, layer in zip(_patterns(config), () if state is None else state.cache, strict=False):
+        if t > (room := cached.room(pattern, layer)):
+            of = f"that takes {room} at once: see `append` of init_cache" if isinstance(layer, Ring) else f"of {room}"
+            raise ValueError(f"{t} tokens do not fit a KV cache {of}")
 
 
 def _run_layers(config, params, x_btd, rows, dropout_key):
@@ -226,10 +247,11 @@ def _run_cached(config, params, x_btd, rows, state):
     XLA copies every layer's weights before it reads them, and reading weights is what decoding does.
     """
     caches = []
-    for i, layer in enumerate(_unstack(params, config.num_layers) if isinstance(params, Mapping) else params):
-        pattern = config.attention[i % len(config.attention)]
-        cached = Cached(state.cache[i], state.length_b, state.row_b)
-        x_btd, cache = layers.block(config, pattern, layer, x_btd, rows, cached, None)
+    each = _unstack(params, config.num_layers) if isinstance(params, Mapping) else params
+    for pattern, layer, held in zip(_patterns(config), each, state.cache, strict=True):
+        x_btd, cache = layers.block(
+            config, pattern, layer, x_btd, rows, Cached(held, state.length_b, state.row_b), None
+        )
         caches.append(cache)
     return x_btd, tuple(caches)
 

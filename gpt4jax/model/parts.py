@@ -108,6 +108,8 @@ def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len:
             shown = shown & Strided(key[1])
         elif key[0] == "summary":
             _, stride, count, index = key
+            if k_len <= stride:
+                continue  # there is no block before the last
             known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in atoms(own))
             exact = plain and known and bool(own(np.asarray(stride), np.asarray(0)))
             plan = Compacted(stride, count, exact)

@@ -16,7 +16,7 @@ import optax
 
 from gpt4jax import model
 
-LENGTH, DISTANCE, MARKERS, NOISE, QUESTIONS = 4096, 3000, 16, 16, 32
+LENGTH, DISTANCE, MARKERS, NOISE, QUESTIONS = 4096, 3000, 16, 1, 64
 ASK = MARKERS + NOISE
 PATTERNS = {
     "dense, banded:256": ("dense", "banded:256"),
