@@ -84,3 +84,12 @@ def test_predictable_scaling(tmp_path, monkeypatch):
     text, pictures = execute("predictable_scaling", smaller, monkeypatch)
     assert "forecast registered" in text and "error of the mean" in text and "L(C) = " in text
     assert "90% of runs between" in text and pictures == 2
+
+
+def test_sparse_attention(monkeypatch):
+    smaller = {"lengths = [1024, 2048, 4096, 8192]": "lengths = [64, 128]", '"strided:64", "fixed:64:8")': '"strided:64")'}
+    text, pictures = execute("sparse_attention", smaller, monkeypatch)
+    # Ahead-of-time counts of a block-sparse kernel at 32,768 tokens, strides of 128 and blocks of 512: nothing is empty.
+    assert "strided:128 at 32768 tokens: 2080 of 2080 causal blocks of 512 are not empty" in text
+    assert "dense: pairs grow as length^2.00" in text and "strided:128: pairs grow as length^" in text
+    assert pictures == 3

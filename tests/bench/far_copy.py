@@ -1,9 +1,8 @@
 """Can a pattern carry a fact over 3,000 tokens? `python -m tests.bench.far_copy [--patterns NAME ...]`.
 
-A row of 4,096 tokens is noise but for one marker near its beginning, one of 16, and some questions behind it: at each
-the answer is the marker. A layer sees the marker itself or it does not; then it has to be told by a token
-between, which does not know who will ask. Trained on questions at any distance, measured on rows never seen, by the
-question that stands exactly 3,000 tokens behind the marker. Two layers of width 64.
+A row of 4,096 tokens is noise but for one marker near its beginning, one of 16. At every token behind it the answer is
+the marker. A layer sees the marker itself or it does not; then a token between has to tell. Trained on all places behind
+the marker, measured on rows never seen, at the place exactly 3,000 tokens behind it. Two layers of width 64.
 """
 
 import argparse
@@ -16,49 +15,42 @@ import optax
 
 from gpt4jax import model
 
-LENGTH, DISTANCE, MARKERS, NOISE, QUESTIONS = 4096, 3000, 16, 1, 64
-ASK = MARKERS + NOISE
+LENGTH, DISTANCE, MARKERS, NOISE = 4096, 3000, 16, 8
 PATTERNS = {
     "dense, banded:256": ("dense", "banded:256"),
     "strided:64": ("strided:64",),
     "fixed:64:8": ("fixed:64:8",),
     "banded:64, column:64": ("banded:64", "column:64"),
-    "banded:64/column:64": ("banded:64/column:64",),
     "banded:256": ("banded:256",),
 }
 
 
 def rows(seed: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens (B, T), the marker (B,) of each row, and where the questions are (B, Q), the one at DISTANCE first."""
+    """Tokens (B, T), the marker (B,) of each row, and its place (B,)."""
     rng = np.random.default_rng(seed)
     tokens = MARKERS + rng.integers(0, NOISE, (count, LENGTH))
-    marker, place = rng.integers(0, MARKERS, count), rng.integers(0, LENGTH - DISTANCE - 1, count)
-    asked = np.array([rng.choice(np.arange(p + 1, LENGTH), QUESTIONS, replace=False) for p in place])
-    asked[:, 0] = place + DISTANCE
-    tokens[np.arange(count)[:, None], asked] = ASK
+    marker, place = rng.integers(0, MARKERS, count), rng.integers(0, LENGTH - DISTANCE, count)
     tokens[np.arange(count), place] = marker
-    return tokens, marker, asked
+    return tokens, marker, place
 
 
 def train(attention: tuple[str, ...], steps: int, batch: int) -> tuple[float, float]:
-    """The accuracy at DISTANCE and of all questions, on 256 rows; stops early once both are perfect."""
+    """The accuracy at DISTANCE, and of all places behind the marker, on 256 rows; stops early at a loss of 0.001."""
     config = model.Config(
-        ASK + 1, 2, 64, 2, 2, 32, 128, LENGTH, norm="rmsnorm", position="rope", use_bias=False, attention=attention
-    )
+        MARKERS + NOISE, 2, 64, 2, 2, 32, 128, LENGTH, norm="rmsnorm", position="rope", use_bias=False,
+        init_std=0.1, attention=attention,
+    )  # fmt: skip
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 3e-3, 20, steps))
     params = model.init(config, jax.random.key(0))
     moments = optimizer.init(params)
 
-    def logits(params, tokens_bt, asked_bq):
-        x_btd, _ = model.features(config, params, tokens_bt)
-        x_bqd = jnp.take_along_axis(x_btd, asked_bq[..., None], axis=1)
-        return model.unembed(config, params, x_bqd)[..., :MARKERS]
+    def logits(params, tokens_bt):
+        return model.apply(config, params, tokens_bt)[..., :MARKERS]
 
-    def loss(params, tokens_bt, marker_b, asked_bq):
-        labels_bq = jnp.broadcast_to(marker_b[:, None], asked_bq.shape)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(
-            logits(params, tokens_bt, asked_bq), labels_bq
-        ).mean()
+    def loss(params, tokens_bt, marker_b, place_b):
+        label_bt = jnp.broadcast_to(marker_b[:, None], tokens_bt.shape)
+        nll_bt = optax.losses.softmax_cross_entropy_with_integer_labels(logits(params, tokens_bt), label_bt)
+        return jnp.mean(nll_bt, where=jnp.arange(LENGTH) > place_b[:, None])
 
     @jax.jit
     def step(params, moments, *data):
@@ -66,9 +58,12 @@ def train(attention: tuple[str, ...], steps: int, batch: int) -> tuple[float, fl
         updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, value
 
-    right = jax.jit(
-        lambda params, tokens, marker, asked: jnp.argmax(logits(params, tokens, asked), -1) == marker[:, None]
-    )
+    @jax.jit
+    def right(params, tokens_bt, marker_b, place_b):
+        right_bt = jnp.argmax(logits(params, tokens_bt), axis=-1) == marker_b[:, None]
+        far_b = right_bt[jnp.arange(len(place_b)), place_b + DISTANCE]
+        return far_b, jnp.mean(right_bt, axis=1, where=jnp.arange(LENGTH) > place_b[:, None])
+
     began = time.perf_counter()
     for i in range(steps):
         params, moments, value = step(params, moments, *rows(1 + i, batch))
@@ -76,15 +71,14 @@ def train(attention: tuple[str, ...], steps: int, batch: int) -> tuple[float, fl
             print(f"  step {i + 1}: loss {float(value):.4f}, {time.perf_counter() - began:.0f} s", flush=True)
             if value < 1e-3:
                 break
-    tests = [rows(10**6 + i, 8) for i in range(32)]
-    correct = np.concatenate([np.asarray(right(params, *data)) for data in tests])
-    return float(correct[:, 0].mean()), float(correct.mean())
+    far, every = zip(*(right(params, *rows(10**6 + i, 8)) for i in range(32)), strict=True)
+    return float(np.mean(far)), float(np.mean(every))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     flags = parser.parse_args()
     for name in flags.patterns:
