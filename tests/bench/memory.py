@@ -54,8 +54,8 @@ def main() -> None:
         for length in map(int, flags.memory.split(",")):
             nats, bits = evaluate(shape, params, data.of("eval"), length, flags.batch_size)
             print(
-                f"{workdir.name}, step {step}, trained with {shape.memory_len}: memory {length}: {nats:.4f} nats/token, "
-                f"{bits:.4f} bits/byte",
+                f"{workdir.name}, step {step}, trained with a memory of {shape.memory_len}: behind {length} "
+                f"{nats:.4f} nats/token, {bits:.4f} bits/byte",
                 flush=True,
             )
 
