@@ -28,12 +28,12 @@ class Memory(NamedTuple):
     segment_bm: jax.Array
 
     def extended(self, inputs_lbtd: jax.Array, segment_bt: jax.Array) -> "Memory":
-        """The last M of [memory; the layers' inputs at new tokens]: as many as there were, and no gradient's way."""
+        """The last M of [memory; the layers' inputs at new tokens]: as many as there were."""
         length = self.segment_bm.shape[1]
         h_lbsd = jnp.concatenate([self.h_lbmd, inputs_lbtd.astype(self.h_lbmd.dtype)], axis=2)
         segment_bs = jnp.concatenate([self.segment_bm, segment_bt.astype(jnp.int32)], axis=1)
         first = segment_bs.shape[1] - length
-        h_lbmd = constrain(jax.lax.stop_gradient(h_lbsd[:, :, first:]), *MEMORY_AXES)
+        h_lbmd = constrain(h_lbsd[:, :, first:], *MEMORY_AXES)
         return Memory(h_lbmd, segment_bs[:, first:])
 
 
