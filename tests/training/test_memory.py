@@ -2,6 +2,8 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -10,13 +12,17 @@ import pytest
 
 from gpt4jax import config as configuration
 from gpt4jax import model
+from gpt4jax.data import cache
+from gpt4jax.data.stream import Streams
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import mesh as meshes
 from gpt4jax.parallel import partition
 from gpt4jax.training import optimizer as optimizers
 from gpt4jax.training import state as states
 from gpt4jax.training import step
+from gpt4jax.training.loop import Loop
 from tests.conftest import LLAMA, perturbed
+from tests.data.test_rows import TOK, build
 from tests.training.test_step import ROWS, STEPS, make_batch, options
 
 CONFIG = model.Config(**LLAMA | dict(position="transformer_xl", memory_len=20, init_std=0.3))
@@ -69,6 +75,22 @@ def test_meshes_and_micro_batches_carry_the_same_memory(alone):
         assert ours[1].nll == pytest.approx(theirs[1].nll, rel=1e-5)
         np.testing.assert_allclose(ours[2].h_lbmd, theirs[2].h_lbmd, atol=1e-4)
         assert np.array_equal(ours[2].segment_bm, theirs[2].segment_bm)
+
+
+def test_evaluation_carries_the_memory_from_batch_to_batch(tmp_path):
+    documents = cache.documents(build(tmp_path), TOK, 32)
+    config = configuration.default()
+    mesh = meshes.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    seen = []
+
+    def eval_step(params, batch, memory):
+        seen.append(memory)
+        return step.Totals(*np.ones(3)), memory + 1
+
+    data = SimpleNamespace(of=lambda split: documents)
+    loop = Loop(config, mesh, data, None, eval_step, lambda: 5, *[MagicMock() for _ in range(4)])
+    loop.evaluate(None, 3, SimpleNamespace(received=None))
+    assert seen == [5 + i for i in range(Streams(documents, config.batch_size, None).steps_per_epoch)] and seen[3:]
 
 
 def test_the_memory_lies_as_the_rows_do():
