@@ -1,6 +1,17 @@
 """Trains a small Transformer-XL on the running Python's own library: rows of 64 tokens, each behind a memory of 64.
 
-python -m gpt4jax.train --config configs/transformer_xl.py --workdir runs/transformer_xl
+    python -m gpt4jax.train --config configs/transformer_xl.py --workdir runs/transformer_xl
+    python -m tests.bench.memory runs/transformer_xl
+
+One core of an AMD EPYC (Zen 4), jax 0.10.2: 3,400 tokens/s in its first steps, while nothing else ran there, at which
+it would take 7 min; the run measured here shared the core and took 16 min 52 s. One seed, held-out files:
+
+    behind a memory of 64, as in training                3.955 nats/token, 1.528 bits/byte
+    the same parameters, no memory                       4.136             1.598
+    trained and evaluated with --config.model.memory_len=0   4.102         1.585
+    behind 128, 256, 512 tokens                          3.955, 3.960, 3.968 nats/token
+
+A longer memory than in training gives nothing here: no distance above 127 was ever trained.
 """
 
 from gpt4jax.config import default

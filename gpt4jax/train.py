@@ -100,7 +100,8 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
 
     abstract_state = states.abstract_state(model_config, tx, config.batch_size)
     held = partition.bytes_per_device(abstract_state, shardings)
-    job.say(f"parameters and moments: {held / 2**20:,.1f} MiB a device")
+    kinds = "parameters, memory and moments" if model_config.memory_len else "parameters and moments"
+    job.say(f"{kinds}: {held / 2**20:,.1f} MiB a device")
 
     # --- State: restored in the order that checkpoint.py writes down, or taken from weights, or drawn from the seed.
     abstract = jax.tree.map(
