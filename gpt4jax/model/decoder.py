@@ -218,7 +218,6 @@ def _run_with_memory(config, params, x_btd, rows, memory, dropout_key):
     old = transformer_xl.init_memory(config, b) if memory is None else memory
     segment_bs = segment_bt if memory is None else jnp.concatenate([memory.segment_bm, segment_bt], axis=1)
     keys = transformer_xl.Keys(segment_bs, transformer_xl.encoded_distances(config, segment_bs.shape[1]))
-    # u and v stand among each layer's parameters: where all layers share them, as one array that all of them read.
     keep = min(t, old.segment_bm.shape[1])
     x_btd, inputs_lbtd = _run_layers(
         config, params["layers"], x_btd, rows._replace(keys=keys), dropout_key, keep=keep,
@@ -231,6 +230,7 @@ def _run_layers(config, params, x_btd, rows, dropout_key, *, keep=0, shared=None
     """All layers over whole rows, a cycle of patterns at a time: scanned, or unrolled into one program.
 
     Gives their hidden states and, if asked to keep them, the inputs of every layer at the last tokens, (L, B, keep, D).
+    Each layer reads the parameters that are `shared` beside its own.
     """
     cycle, first_kept = len(config.attention), x_btd.shape[1] - keep
     cycles = config.num_layers // cycle
