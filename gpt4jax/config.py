@@ -37,7 +37,7 @@ def default() -> ml_collections.ConfigDict:
     m.max_seq_len = 256  # longest row, and the size of a learned position table
     m.norm = "layernorm"  # or "rmsnorm"
     m.norm_eps = 1e-5  # added to the variance
-    m.position = "learned"  # or "rope": rotary
+    m.position = "learned"  # or "rope": rotary; or "transformer_xl": relative, with a memory of earlier tokens
     m.rope_theta = 10_000.0  # base of the rotary frequencies
     m.rope_scaling = "none"  # of frequencies, for rows longer than trained on: "linear", "llama3", "yarn"
     m.rope_factor = 1.0  # how many times longer
@@ -47,6 +47,9 @@ def default() -> ml_collections.ConfigDict:
     m.rope_beta_fast = 32.0  # yarn: above this many turns, left as they are
     m.rope_beta_slow = 1.0  # yarn: below this many, divided by the factor
     m.rope_attention_factor = 0.0  # yarn: cosine and sine times this; 0: the paper's 0.1 ln(rope_factor) + 1
+    m.memory_len = 0  # transformer_xl: tokens before a row whose hidden states it sees; needs data.layout=stream
+    m.xl_clamp_len = 0  # transformer_xl: longer distances count as this one; 0: as they are
+    m.xl_untie_biases = False  # transformer_xl: the two biases of queries are each layer's own, not one for all
     m.activation = "gelu"  # or "swiglu"
     m.use_bias = True  # biases of the linear layers
     m.tie_embeddings = True  # one matrix for token embedding and output
@@ -72,6 +75,8 @@ def default() -> ml_collections.ConfigDict:
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
     d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row
+    # "packed": each row holds whole documents or pieces, rows shuffled; "stream": documents shuffled, and row r of
+    d.layout = "packed"  # a step goes on where row r of the step before ended
     d.train_split = "train"  # split names of a TFDS set
     d.eval_split = "eval"  # held out
     d.text_feature = "text"  # which feature of a TFDS set, or key of a JSONL object, is the text
@@ -106,6 +111,7 @@ def default() -> ml_collections.ConfigDict:
     e.eval_every_steps = 500  # pass over the held-out set; the last step is always evaluated; 0: only the last
     e.batch_size = 0  # rows; 0: as in training
     e.num_rows = 0  # only so many held-out rows, evenly spaced; 0: all
+    e.memory_len = 0  # tokens of memory (transformer_xl); 0: as many as in training, -1: none
     e.log_every_steps = 10  # lines of metrics.jsonl
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
     e.sample_tokens = 64  # of that continuation
@@ -195,6 +201,7 @@ _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
+    "eval.memory_len": -1,
     "eval.log_every_steps": 0, "eval.sample_tokens": 0, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0,
     "optimizer.eps": 0,
     "optimizer.weight_decay": 0, "optimizer.grad_clip_norm": 0, "optimizer.z_loss": 0, "optimizer.beta1": 0,
@@ -208,7 +215,8 @@ def check_values(config: Mapping[str, Any]) -> None:
     """Checks the numbers that no other part of the package does.
 
     Raises:
-        UserError: one that is too small, or float64 without jax's x64 mode, where jax would take float32.
+        UserError: one that is too small, a memory where rows do not go on, or float64 without jax's x64 mode, where
+            jax would take float32.
     """
     import jax
 
@@ -219,9 +227,36 @@ def check_values(config: Mapping[str, Any]) -> None:
     for key, bound in _BELOW.items():
         if not flat[key] < bound:
             raise UserError(f"{key} is {flat[key]}; it must be below {bound}")
+    _check_layout(flat)
     for key in ("model.dtype", "model.param_dtype"):
         if flat[key] == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
             raise UserError(f"{key} is float64, which jax has only with the environment variable JAX_ENABLE_X64=1")
+
+
+def _check_layout(flat: Mapping[str, Any]) -> None:
+    layout, position = flat["data.layout"], flat["model.position"]
+    if layout not in ("packed", "stream"):
+        raise UserError(f"data.layout is {layout!r}; it must be 'packed' or 'stream'")
+    if layout == "packed" and (flat["model.memory_len"] or flat["eval.memory_len"]):
+        raise UserError(
+            "a memory (model.memory_len, eval.memory_len) goes on from row to row: it needs data.layout=stream"
+        )
+    if flat["eval.memory_len"] and position != "transformer_xl":
+        raise UserError(
+            f"eval.memory_len {flat['eval.memory_len']} needs model.position=transformer_xl, not {position}"
+        )
+    if layout == "stream" and flat["eval.num_rows"]:
+        raise UserError("eval.num_rows takes rows here and there, which a stream has not: it needs data.layout=packed")
+
+
+def check_packed(config: Mapping[str, Any], job: str) -> None:
+    """Checks that rows are packed, for a job that reads them one by one.
+
+    Raises:
+        UserError: they are streams.
+    """
+    if config["data"]["layout"] != "packed":
+        raise UserError(f"{job} reads single rows: it needs data.layout=packed, not {config['data']['layout']}")
 
 
 def model_config(config: Mapping[str, Any]):

@@ -74,6 +74,7 @@ def predict(config, workdir: pathlib.Path, *, until: str = "target", force: bool
 
     workdir = files.local_folder(workdir, "--workdir")
     configuration.check_values(config)
+    configuration.check_packed(config, "a forecast")
     plan, problems = ladder.plan(config), _problems(config)
     _open(workdir, config)
     job.say(f"{ladder.describe(plan)}\nworkdir {workdir}")

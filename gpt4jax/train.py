@@ -6,6 +6,7 @@ checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     """
     import jax
 
+    from gpt4jax import model
     from gpt4jax.data import text, tokenizer
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
@@ -54,9 +56,12 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         model_config = configuration.model_config(config)
         if config.data.seq_len > model_config.max_seq_len:
             raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
+        eval_rows = config.eval.batch_size or config.batch_size
+        eval_memory = max(0, config.eval.memory_len or model_config.memory_len)
+        eval_config = dataclasses.replace(model_config, memory_len=eval_memory)
         mesh = meshes.make_mesh(config.mesh)
         partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
-        partition.check(model_config, mesh, config.eval.batch_size or config.batch_size)
+        partition.check(model_config, mesh, eval_rows)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -84,26 +89,35 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         ),
         in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0,
     )  # fmt: skip
+    behind = partition.memory_sharding(mesh) if eval_memory else None
     eval_step = jax.jit(
-        partial(step.eval_step, model_config), in_shardings=(shardings.params, rows), out_shardings=everywhere
+        partial(step.eval_step, eval_config),
+        in_shardings=(shardings.params, rows, behind), out_shardings=(everywhere, behind), donate_argnums=2,
+    )  # fmt: skip
+    no_memory = jax.jit(
+        lambda: model.init_memory(eval_config, eval_rows) if eval_memory else None, out_shardings=behind
     )
 
-    held = partition.bytes_per_device(states.abstract_state(model_config, tx), shardings)
-    job.say(f"parameters and moments: {held / 2**20:,.1f} MiB a device")
+    abstract_state = states.abstract_state(model_config, tx, config.batch_size)
+    held = partition.bytes_per_device(abstract_state, shardings)
+    kinds = "parameters, memory and moments" if model_config.memory_len else "parameters and moments"
+    job.say(f"{kinds}: {held / 2**20:,.1f} MiB a device")
 
     # --- State: restored in the order that checkpoint.py writes down, or taken from weights, or drawn from the seed.
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        states.abstract_state(model_config, tx), shardings,
+        abstract_state, shardings,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:  # whatever happens, a save that has begun is finished
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config.checkpoint.keep)))
         state = checkpoints.restore(abstract, job.say)
         if state is None and start.place is not None:
-            new_state = jax.jit(partial(states.started_from, optimizer=tx), out_shardings=shardings, donate_argnums=0)
+            begin = partial(states.started_from, config=model_config, optimizer=tx, rows=config.batch_size)
+            new_state = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
             state = new_state(start.place(shardings.params))
         if state is None:
-            state = jax.jit(partial(states.new_state, model_config, tx, config.seed), out_shardings=shardings)()
+            begin = partial(states.new_state, model_config, tx, config.seed, config.batch_size)
+            state = jax.jit(begin, out_shardings=shardings)()
         first_step = int(state.step)
         if first_step:
             job.say(f"resumed at step {first_step}")
@@ -117,7 +131,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
             flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
             peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
         )  # fmt: skip
-        loop = Loop(config, mesh, data, train_step, eval_step, checkpoints, log, writer, progress)
+        loop = Loop(config, mesh, data, train_step, eval_step, no_memory, checkpoints, log, writer, progress)
         with jax.set_mesh(mesh), signals.StopRequest() as stop:
             state = loop.run(state, history, stop, workdir / "profile" if profile else None)
             checkpoints.wait()
@@ -126,7 +140,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     if stop.received is not None and not loop.finished:
         job.say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
         return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
-    if config.eval.sample_prompt and jax.process_count() == 1:
+    if config.eval.sample_prompt and model_config.position == "transformer_xl":
+        job.say('no sample: the engine that decodes has no Transformer-XL memory (eval.sample_prompt="" asks for none)')
+    elif config.eval.sample_prompt and jax.process_count() == 1:
         print(report.sample(model_config, state.params, data.tokenizer, config), flush=True)
     print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - began, workdir))
     return 0

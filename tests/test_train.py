@@ -106,6 +106,31 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(home, undisturbed):
         assert_same_state(final_state(workdir, STEPS), final_state(undisturbed[1], STEPS))
 
 
+def test_a_memory_resumes_bit_for_bit(home):
+    """The newest checkpoint is lost: the steps after the one before are done again, behind the memory that it holds."""
+
+    def recurrent(workdir, *more):
+        done = train(
+            home, workdir, "--config.model.position=transformer_xl", "--config.model.memory_len=96",
+            "--config.data.layout=stream", "--config.optimizer.micro_batches=1", "--config.num_steps=12",
+            "--config.eval.eval_every_steps=6", *more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+    first, again = home / "memory", home / "memory-again"
+    assert "no sample: the engine that decodes has no Transformer-XL memory" in recurrent(first).stderr
+    shutil.copytree(first, again)
+    shutil.rmtree(again / "checkpoints" / "12")
+    assert "resumed at step 6" in recurrent(again, "--config.eval.memory_len=-1").stderr
+    state = final_state(again, 12)
+    assert_same_state(state, final_state(first, 12))
+    held = [array for name, array in state.items() if "memory" in name]
+    assert sorted(array.shape for array in held) == [(2, 4, 96, 32), (4, 96)] and all(array.any() for array in held)
+    assert losses(again) == losses(first)
+    assert evaluations(again)[6] == evaluations(first)[6] and evaluations(again)[12] != evaluations(first)[12]
+
+
 def flip_a_bit(path: pathlib.Path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -12,6 +12,7 @@ import numpy as np
 from gpt4jax import files
 from gpt4jax.data import is_utf8
 from gpt4jax.data.packing import Plan, plan, row_arrays
+from gpt4jax.data.stream import Documents, Shard
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
 
@@ -146,6 +147,14 @@ def _save(folder: pathlib.Path, number: int, kind: str, array: np.ndarray) -> No
     buffer = io.BytesIO()
     np.save(buffer, array)
     files.replace(_path(folder, number, kind), buffer.getvalue())
+
+
+def documents(cache: TokenCache, tokenizer: Tokenizer, seq_len: int) -> Documents:
+    """The documents of a split, to be read in rows of `seq_len` that go on (`stream`)."""
+    shards = [
+        Shard(_load(cache.folder, i, "tokens"), _load(cache.folder, i, "offsets")) for i in range(cache.num_shards)
+    ]
+    return Documents(shards, tokenizer, seq_len)
 
 
 class PackedRows:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gpt4jax.data import RandomAccess
+from gpt4jax.data.stream import Documents, Streams
 
 Row = dict[str, np.ndarray]
 
@@ -18,7 +19,7 @@ def shuffled(rows: RandomAccess[Row], seed: int) -> grain.MapDataset:
 
 
 def train_batches(
-    rows: RandomAccess[Row],
+    rows: RandomAccess[Row] | Documents,
     *,
     seed: int,
     batch_size: int,
@@ -29,22 +30,33 @@ def train_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of steps first_step to num_steps - 1, each (batch_size, T) over the mesh.
 
-    Row i of step s is element s * batch_size + i of `shuffled`, on whatever devices and processes; a
-    process reads the rows that its own devices hold.
+    Row i of step s is element s * batch_size + i of `shuffled`, or row i of documents' `Streams`, on whatever
+    devices and processes; a process reads the rows that its own devices hold.
     """
-    order = shuffled(rows, seed)
-    yield from _batches(
-        lambda step, row: order[step * batch_size + row], batch_size, first_step, num_steps, sharding, prefetch
-    )
+    if isinstance(rows, Documents):
+        row_of = Streams(rows, batch_size, seed).row
+    else:
+        order = shuffled(rows, seed)
+
+        def row_of(step: int, row: int) -> Row:
+            return order[step * batch_size + row]
+
+    yield from _batches(row_of, batch_size, first_step, num_steps, sharding, prefetch)
 
 
 def eval_batches(
-    rows: RandomAccess[Row], *, batch_size: int, sharding: NamedSharding, prefetch: int, num_rows: int = 0
+    rows: RandomAccess[Row] | Documents, *, batch_size: int, sharding: NamedSharding, prefetch: int, num_rows: int = 0
 ) -> Iterator[dict[str, jax.Array]]:
     """Every row exactly once, in order; the last batch is filled up with empty rows (segment 0).
 
-    `num_rows`: only so many (`evaluated`); 0: all.
+    Of documents: their `Streams` in order, once through.
+
+    `num_rows`: only so many (`evaluated`); 0: all. Of documents always all.
     """
+    if isinstance(rows, Documents):
+        streams = Streams(rows, batch_size, seed=None)
+        yield from _batches(streams.row, batch_size, 0, streams.steps_per_epoch, sharding, prefetch)
+        return
     chosen = evaluated(len(rows), num_rows)
     empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
 

@@ -1,19 +1,27 @@
-"""From the config group `data` to a tokenizer and packed rows."""
+"""From the config group `data` to a tokenizer and rows."""
 
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpt4jax.data import cache, corpora, is_utf8, tokenizer
+from gpt4jax.data import cache, corpora, is_utf8, stream, tokenizer
 from gpt4jax.errors import UserError
 
 
 class TextData(NamedTuple):
-    """A tokenizer, the rows of each split, and what identifies them (kept as `data.json` beside a run)."""
+    """A tokenizer, the rows of each split, and what identifies them (kept as `data.json` beside a run).
+
+    Of the layout "packed" there are `rows`, of "stream" there are `documents`.
+    """
 
     tokenizer: tokenizer.Tokenizer
     rows: dict[str, cache.PackedRows]
+    documents: dict[str, stream.Documents]
     facts: dict[str, Any]
+
+    def of(self, split: str) -> cache.PackedRows | stream.Documents:
+        """What the batches of a split are made of, in the layout of the run."""
+        return self.rows[split] if self.rows else self.documents[split]
 
 
 def load(
@@ -49,11 +57,17 @@ def load(
     folder = cache.cache_folder(cache_dir, corpus.name, corpus.fingerprint, tok, options.shard_bytes)
     facts: dict[str, Any] = {"dataset": corpus.name, "fingerprint": corpus.fingerprint, "tokenizer": tok.name}
     facts["tokenizer_fingerprint"] = tok.fingerprint
-    rows = {}
+    rows: dict[str, cache.PackedRows] = {}
+    streams: dict[str, stream.Documents] = {}
     for split, documents in corpus.splits.items():
         built = cache.build(documents, tok, folder / split, options.shard_bytes)
         facts[split] = built.totals
-        rows[split] = cache.PackedRows(built, tok, options.seq_len)
+        if options.layout == "stream":
+            streams[split] = cache.documents(built, tok, options.seq_len)
+            shape = f"streams in rows of {options.seq_len}"
+        else:
+            rows[split] = cache.PackedRows(built, tok, options.seq_len)
+            shape = f"{len(rows[split]):,} rows of {options.seq_len}"
         totals = built.totals
         if built.not_utf8:
             some = ", ".join(map(str, built.not_utf8[:20])) + (", ..." if len(built.not_utf8) > 20 else "")
@@ -61,8 +75,8 @@ def load(
         cut = totals["parts"] - totals["documents"]
         say(
             f"{options.dataset} {split}: {totals['documents']:,} documents, {totals['bytes']:,} bytes, "
-            f"{totals['pairs']:,} tokens of {tok.name}, {len(rows[split]):,} rows of {options.seq_len}"
+            f"{totals['pairs']:,} tokens of {tok.name}, {shape}"
             + (f"; {totals['empty']} empty documents skipped" if totals["empty"] else "")
             + (f"; {cut} more parts of documents above data.shard_bytes" if cut else "")
         )
-    return TextData(tok, rows, facts)
+    return TextData(tok, rows, streams, facts)

@@ -56,7 +56,8 @@ class Engine:
         draft: a small model that guesses tokens for this one (`speculative`): fewer passes, the same distribution.
 
     Raises:
-        ValueError: sizes or a type that can't be, a draft of another vocabulary, a mesh that doesn't divide the model.
+        ValueError: a Transformer-XL, sizes or a type that can't be, a draft of another vocabulary, a mesh that doesn't
+            divide the model.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class Engine:
         consume: bool = False,
         draft: Draft | None = None,
     ):
+        if config.position == "transformer_xl":
+            raise ValueError(
+                "this engine decodes with a KV cache, and a transformer_xl decoder carries a memory instead: it can be "
+                "trained and evaluated, not sampled from"
+            )
         if rows < 1 or not 0 <= max_len <= config.max_seq_len:
             raise ValueError(f"rows is {rows}, max_len {max_len}; at least 1, and at most {config.max_seq_len}")
         self.config, self.tokenizer = config, tokenizer

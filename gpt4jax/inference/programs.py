@@ -54,7 +54,7 @@ def step(
     `seen_bv` are the tokens of each row's text so far, for the repetition penalty.
     """
     x_b1d, state = model.features(config, params, rows.token_b[:, None], state=State(cache, rows.length_b))
-    assert state is not None
+    assert isinstance(state, State)
     logits_b1v = model.unembed(config, params, x_b1d)
     log_bv = sampling.log_distribution(drawable(logits_b1v[:, 0], vocab_size), seen_bv, rows.settings)
     token_b = sampling.draw(log_bv, sampling.keys(rows.settings.seed_b, rows.index_b))
@@ -103,7 +103,7 @@ def prefill(
     it writes lies behind the row's end, where nobody sees it and the next tokens overwrite it.
     """
     x_btd, state = model.features(config, params, tokens_bt, state=State(cache, length_b, row_b))
-    assert state is not None
+    assert isinstance(state, State)
 
     def score() -> Scores:
         logits_btv = model.unembed(config, params, x_btd)

@@ -97,7 +97,7 @@ def _round(
     small_cache, guess_bn, log_q_bnv = _guess(small, vocab_size, n, params[1], small_cache, seen_bv, rows)
     tokens_bt = jnp.concatenate([rows.token_b[:, None], guess_bn], axis=1)
     x_btd, state = model.features(large, params[0], tokens_bt, state=State(cache, rows.length_b))
-    assert state is not None
+    assert isinstance(state, State)
     logits_btv = model.unembed(large, params[0], x_btd)
 
     # What each place of the pass has seen: the text so far and the guesses before it.
@@ -126,7 +126,7 @@ def _guess(config, vocab_size, n, params, cache, seen_bv, rows):
     def one(i, carry):
         cache, seen_bv, token_b, guess_bn, log_q_bnv = carry
         x_b1d, state = model.features(config, params, token_b[:, None], state=State(cache, rows.length_b + i))
-        assert state is not None
+        assert isinstance(state, State)
         logits_bv = programs.drawable(model.unembed(config, params, x_b1d)[:, 0], vocab_size)
         log_q_bv = sampling.log_distribution(logits_bv, seen_bv, rows.settings)
         token_b = sampling.draw(log_q_bv, _keys(rows, rows.index_b + i, _GUESS)).astype(jnp.int32)

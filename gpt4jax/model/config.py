@@ -10,7 +10,7 @@ from gpt4jax.model import patterns
 
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
-    "position": ("learned", "rope"),
+    "position": ("learned", "rope", "transformer_xl"),
     "rope_scaling": ("none", "linear", "llama3", "yarn"),
     "activation": ("gelu", "swiglu"),
     "layers": ("scan", "unroll"),
@@ -20,13 +20,16 @@ CHOICES = {
     "parametrization": ("standard", "mup"),
 }
 
+_FROM_0 = ("loss_chunk_len", "rope_original_max_len", "memory_len", "xl_clamp_len")  # sizes that may be 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A decoder by its sizes and choices. What each field means stands in `gpt4jax/config.py`.
 
     GPT-2 and GPT-3 are the defaults below; Llama is norm="rmsnorm", position="rope",
-    activation="swiglu", use_bias=False and num_kv_heads < num_heads.
+    activation="swiglu", use_bias=False and num_kv_heads < num_heads. Transformer-XL's recurrence and relative
+    positions are position="transformer_xl" with memory_len, in either.
 
     Raises:
         ValueError: a choice that does not exist or sizes that do not fit together.
@@ -52,6 +55,9 @@ class Config:
     rope_beta_fast: float = 32.0
     rope_beta_slow: float = 1.0
     rope_attention_factor: float = 0.0
+    memory_len: int = 0
+    xl_clamp_len: int = 0
+    xl_untie_biases: bool = False
     activation: str = "gelu"
     use_bias: bool = True
     tie_embeddings: bool = True
@@ -78,7 +84,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _check_type(field.name, value, field.type)
-            if field.type is int and field.name not in ("loss_chunk_len", "rope_original_max_len") and value < 1:
+            if field.type is int and field.name not in _FROM_0 and value < 1:
                 raise ValueError(f"model.{field.name} is {value}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
@@ -87,6 +93,7 @@ class Config:
         if self.rope_theta <= 0:
             raise ValueError(f"model.rope_theta is {self.rope_theta}; it must be above 0")
         self._check_rope_scaling()
+        self._check_transformer_xl()
         if not self.attention or self.num_layers % len(self.attention):
             raise ValueError(
                 f"model.attention has a cycle of {len(self.attention)} patterns, "
@@ -130,6 +137,33 @@ class Config:
             raise ValueError(
                 f"model.rope_attention_factor is {self.rope_attention_factor}; it must be 0 (the paper's) or more"
             )
+
+    def _check_transformer_xl(self) -> None:
+        fields = ("memory_len", "xl_clamp_len", "xl_untie_biases")
+        if self.position != "transformer_xl":
+            for name in fields:
+                if getattr(self, name):
+                    raise ValueError(
+                        f"model.{name} {getattr(self, name)} needs position='transformer_xl', not {self.position!r}"
+                    )
+            return
+        for name in fields[:2]:
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be 0 (none) or more")
+        if self.embed_dim % 2:
+            raise ValueError(
+                f"model.embed_dim {self.embed_dim} is odd; distances are encoded as pairs of sine and cosine"
+            )
+        if self.qk_norm:
+            raise ValueError("model.qk_norm with position='transformer_xl': its scores are of queries as they are")
+        if patterns.INDUCTION in self.attention:
+            raise ValueError("model.attention 'induction' with position='transformer_xl': a memory keeps no tokens")
+        for pattern in self.attention:
+            if not all(mask.relative for mask in patterns.from_pattern(pattern, self.num_kv_heads)):
+                raise ValueError(
+                    f"model.attention {pattern!r} with position='transformer_xl': a memory knows distances and no "
+                    "positions, so it takes dense, banded, strided and column"
+                )
 
     @property
     def compute_dtype(self) -> jnp.dtype:

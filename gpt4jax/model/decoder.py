@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import cached, layers, mup, patterns, position
+from gpt4jax.model import cached, layers, mup, patterns, position, transformer_xl
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.cached import Cached, KeysValues, Ring
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table
+from gpt4jax.model.transformer_xl import Memory
 
 
 class State(NamedTuple):
@@ -35,7 +36,7 @@ class Decoder(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_bt: jax.Array, **options: Any) -> tuple[jax.Array, State | None]:
+    def __call__(self, tokens_bt: jax.Array, **options: Any) -> tuple[jax.Array, State | Memory | None]:
         """See `features`."""
         rows = table(self.config)
         dtype = jnp.dtype(self.config.param_dtype)
@@ -61,26 +62,29 @@ def features(
     segment_ids_bt: jax.Array | None = None,
     positions_bt: jax.Array | None = None,
     images: jax.Array | None = None,
-    state: State | None = None,
+    state: State | Memory | None = None,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, State | None]:
+) -> tuple[jax.Array, State | Memory | None]:
     """The last hidden states, after the final norm, (B, T, D) in the compute dtype, and the new state.
 
     Args:
         config: the decoder.
         params: what `init` gives, or `gpt4jax.inference.prepare` makes of it.
         tokens_bt: integers in [0, vocab_size).
-        segment_ids_bt: documents of a packed row; a token sees its own segment only. Default: one segment.
+        segment_ids_bt: documents of a packed row; a token sees its own segment only. Default: one segment, 1. With a
+            memory an id must mean the same document from row to row.
         positions_bt: position within the piece of a document that a row holds, growing along each segment;
             default 0, 1, ... or, with a state, on from its length.
         images: reserved for the image frontend.
         state: a KV cache (`init_cache`) to read and append to. It must have room for T more tokens in
-            every row: what is written past its end would overwrite its last places.
+            every row: what is written past its end would overwrite its last places. Of a Transformer-XL a memory
+            (`init_memory`), which comes back as long as it was, holding the newest tokens; None is an empty one, and
+            the one that comes back has `memory_len` places.
         dropout_key: turns dropout on.
 
     Raises:
-        ValueError: rows longer than the position table or than the cache takes at once, or segment ids or dropout
-            together with a cache.
+        ValueError: rows longer than the position table or than the cache takes at once, segment ids or dropout
+            together with a cache, or a state that is not this decoder's kind.
     """
     if images is not None:
         raise ValueError("this decoder has no image frontend yet: images must be None")
@@ -122,8 +126,10 @@ def init_cache(config: Config, batch: int, length: int, *, append: int | None = 
     where that is less than `length` (`cached.Ring`); any other has `length`.
 
     Raises:
-        ValueError: nothing could ever be appended.
+        ValueError: nothing could ever be appended, or a Transformer-XL, which carries a memory instead.
     """
+    if config.position == "transformer_xl":
+        raise ValueError("a transformer_xl decoder has no KV cache: it carries a memory (init_memory)")
     append = length if append is None else min(append, length)
     if append < 1:
         raise ValueError(f"a KV cache of {length} tokens, {append} at once, holds nothing: both must be at least 1")
@@ -150,17 +156,15 @@ def forward(
     *,
     segment_ids_bt: jax.Array | None = None,
     positions_bt: jax.Array | None = None,
-    state: State | None = None,
+    state: State | Memory | None = None,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, State | None]:
+) -> tuple[jax.Array, State | Memory | None]:
     """The body of `features`, a pure function of the parameters."""
     t = tokens_bt.shape[1]
-    _check_lengths(config, t, segment_ids_bt, state)
-    if state is not None and dropout_key is not None:
-        raise ValueError("a decoder with a KV cache is not being trained: dropout_key and state exclude each other")
+    _check_state(config, t, segment_ids_bt, state, dropout_key)
     plain = positions_bt is None and state is None
     if positions_bt is None:
-        positions_bt = jnp.arange(t)[None] + (0 if state is None else state.length_b[:, None])
+        positions_bt = jnp.arange(t)[None] + (state.length_b[:, None] if isinstance(state, State) else 0)
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
     # Tables are gathered over fsdp before the look-up, as matrices are before a product: left alone, XLA
@@ -170,7 +174,7 @@ def forward(
     if config.position == "learned":
         position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
         x_btd += position_td[positions_bt].astype(config.compute_dtype)
-    else:
+    elif config.position == "rope":
         cos_sin = position.rope_angles(config, positions_bt)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
@@ -178,8 +182,10 @@ def forward(
     if patterns.INDUCTION in config.attention:
         signed_bt = tokens_bt.astype(jnp.int32)
         rows = rows._replace(token_bt=signed_bt, before_bt=_before(signed_bt, segment_ids_bt))
-    if state is None:
-        x_btd = _run_layers(config, params["layers"], x_btd, rows, layers_key)
+    if config.position == "transformer_xl":
+        x_btd, state = _run_with_memory(config, params, x_btd, rows, state, layers_key)
+    elif not isinstance(state, State):
+        x_btd, _ = _run_layers(config, params["layers"], x_btd, rows, layers_key)
     else:
         x_btd, cache = _run_cached(config, params["layers"], x_btd, rows, state)
         state = state._replace(cache=cache, length_b=state.length_b + t)
@@ -203,41 +209,73 @@ def _before(tokens_bt: jax.Array, segment_ids_bt: jax.Array | None) -> jax.Array
     return jnp.where(first_bt, -1, before_bt)
 
 
-def _check_lengths(config: Config, t: int, segment_ids_bt: jax.Array | None, state: State | None) -> None:
+def _check_state(config, t, segment_ids_bt, state, dropout_key) -> None:
+    recurrent = config.position == "transformer_xl"
+    if state is not None and recurrent != isinstance(state, Memory):
+        kind = "a memory (init_memory), not a KV cache" if recurrent else "a KV cache (init_cache), not a memory"
+        raise ValueError(f"the state of a decoder with position {config.position!r} is {kind}")
     if config.position == "learned" and t > config.max_seq_len:
         raise ValueError(f"rows of {t} tokens do not fit the position table of max_seq_len {config.max_seq_len}")
-    if state is not None and segment_ids_bt is not None:
+    if state is None or recurrent:
+        return
+    if dropout_key is not None:
+        raise ValueError("a decoder with a KV cache is not being trained: dropout_key and state exclude each other")
+    if segment_ids_bt is not None:
         raise ValueError("a KV cache holds one document a row: segment_ids_bt and state exclude each other")
-    for pattern, layer in zip(_patterns(config), () if state is None else state.cache, strict=False):
+    for pattern, layer in zip(_patterns(config), state.cache, strict=True):
         if t > (room := cached.room(pattern, layer)):
             of = f"that takes {room} at once: see `append` of init_cache" if isinstance(layer, Ring) else f"of {room}"
             raise ValueError(f"{t} tokens do not fit a KV cache {of}")
 
 
-def _run_layers(config, params, x_btd, rows, dropout_key):
-    """All layers over whole rows, a cycle of patterns at a time: scanned, or unrolled into one program."""
-    cycle = len(config.attention)
+def _run_with_memory(config, params, x_btd, rows, memory, dropout_key):
+    """All layers of a Transformer-XL over rows behind a memory (or none): hidden states, and the next memory."""
+    b, t, _ = x_btd.shape
+    segment_bt = jnp.ones((b, t), jnp.int32) if rows.segment_bt is None else rows.segment_bt
+    old = transformer_xl.init_memory(config, b) if memory is None else memory
+    segment_bs = segment_bt if memory is None else jnp.concatenate([memory.segment_bm, segment_bt], axis=1)
+    keys = transformer_xl.Keys(segment_bs, transformer_xl.encoded_distances(config, segment_bs.shape[1]))
+    keep = min(t, old.segment_bm.shape[1])
+    x_btd, inputs_lbtd = _run_layers(
+        config, params["layers"], x_btd, rows._replace(keys=keys), dropout_key, keep=keep,
+        shared=params.get("shared", {}), memory_lbmd=None if memory is None else jax.lax.stop_gradient(memory.h_lbmd),
+    )  # fmt: skip
+    return x_btd, old.extended(inputs_lbtd, segment_bt[:, t - keep :]) if keep else old
+
+
+def _run_layers(config, params, x_btd, rows, dropout_key, *, keep=0, shared=None, memory_lbmd=None):
+    """All layers over whole rows, a cycle of patterns at a time: scanned, or unrolled into one program.
+
+    Gives their hidden states and, if asked to keep them, the inputs of every layer at the last tokens, (L, B, keep, D).
+    Each layer reads the parameters that are `shared` beside its own.
+    """
+    cycle, first_kept = len(config.attention), x_btd.shape[1] - keep
     cycles = config.num_layers // cycle
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
 
     def run_cycle(x_btd, xs):
+        inputs = []
         for i, pattern in enumerate(config.attention):
-            layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs) if cycle > 1 else xs
-            x_btd, _ = layers.block(config, pattern, layer, x_btd, rows, None, key)
-        return x_btd, None
+            layer, key, memory_bmd = jax.tree.map(lambda leaf, i=i: leaf[i], xs) if cycle > 1 else xs
+            inputs.append(x_btd[:, first_kept:])
+            x_btd, _ = layers.block(config, pattern, {**layer, **(shared or {})}, x_btd, rows, None, key, memory_bmd)
+        return x_btd, jnp.stack(inputs) if keep else None
 
     if config.remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
         run_cycle = jax.checkpoint(run_cycle, policy=policy, prevent_cse=config.layers == "unroll")
 
-    xs = (params, keys)
+    xs = (params, keys, memory_lbmd)
     if cycle > 1:  # An axis of one would not be free: XLA copies every weight into another layout for it.
         xs = jax.tree.map(lambda leaf: leaf.reshape(cycles, cycle, *leaf.shape[1:]), xs)
     if config.layers == "scan":
-        return jax.lax.scan(run_cycle, x_btd, xs)[0]
+        x_btd, inputs = jax.lax.scan(run_cycle, x_btd, xs)
+        return x_btd, inputs.reshape(-1, *inputs.shape[2:]) if keep else None
+    parts = []
     for one in _unstack(xs, cycles):
-        x_btd, _ = run_cycle(x_btd, one)
-    return x_btd
+        x_btd, inputs = run_cycle(x_btd, one)
+        parts.append(inputs)
+    return x_btd, jnp.concatenate(parts) if keep else None
 
 
 def _run_cached(config, params, x_btd, rows, state):

@@ -30,12 +30,21 @@ def flops_per_token(config: Config, seq_len: int) -> dict[str, float]:
     (token and position look-ups are none, a tied embedding counts once, as the output matrix); attention is two
     products of 2 N H per query and key, over the `keys_per_query`. Kaplan et al. 2020 (table 1) with the causal
     half; PaLM (appendix B) without it.
+
+    A Transformer-XL's attention is three products, over T / 2 keys and the M of its memory. The memory's keys and
+    values are 2 P_kv M / T more, and the encodings of M + T distances, once a batch, are left out. Into the memory
+    no gradient flows: there train is twice forward.
     """
     matmul = sum(row.size for row in table(config) if row.matmul)
     keys = sum(keys_per_query(pattern, config.num_kv_heads, seq_len) for pattern in config.attention)
-    keys *= config.num_layers / len(config.attention)
-    forward = 2.0 * matmul + 4.0 * config.num_heads * config.head_dim * keys
-    return {"forward": forward, "train": 3 * forward}
+    products, keys, memory = 2, keys / len(config.attention), 0.0
+    if config.position == "transformer_xl":
+        products, keys = 3, keys + config.memory_len
+        key_value = sum(row.size for row in table(config) if row.name in ("key_dkh", "value_dkh"))
+        memory = 2.0 * key_value * config.memory_len / seq_len
+    attention = config.num_layers * config.num_heads * config.head_dim * products * keys
+    forward = 2.0 * (matmul + attention)
+    return {"forward": forward + memory, "train": 3 * forward + 2 * memory}
 
 
 def keys_per_query(pattern: str, kv_heads: int, seq_len: int) -> float:

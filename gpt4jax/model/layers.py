@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import mup, patterns, position
+from gpt4jax.model import mup, patterns, position, transformer_xl
 from gpt4jax.model.arrangement import Where
 from gpt4jax.model.attention import attend
 from gpt4jax.model.axes import constrain
@@ -38,6 +38,7 @@ class Rows(NamedTuple):
     token_bt: jax.Array | None = None
     before_bt: jax.Array | None = None  # the token before each in its segment, or -1
     plain: bool = False  # whether the position of a token is its place in the row
+    keys: transformer_xl.Keys | None = None  # of a Transformer-XL, whose keys are more than the rows' tokens
 
 
 # The norms over D and the activations keep only their inputs for the backward pass and compute the rest again:
@@ -125,6 +126,33 @@ def self_attention(
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
 
 
+def relative_attention(config: Config, pattern: str, p: Layer, x_bsd: jax.Array, rows: Rows) -> jax.Array:
+    """One Transformer-XL layer's attention of a row's tokens over [memory; row]: (B, T, D) of both, (B, S, D).
+
+    `p` has u and v among its parameters, whichever group they are declared in.
+    """
+    if rows.keys is None:
+        raise ValueError("a Transformer-XL layer needs the segments and distances of its keys")
+    t = rows.position_bt.shape[1]
+    q_btnh = linear(x_bsd[:, -t:], p["query_dnh"], p.get("query_bias_nh"))
+    k_bskh = linear(x_bsd, p["key_dkh"], p.get("key_bias_kh"))
+    v_bskh = linear(x_bsd, p["value_dkh"], p.get("value_bias_kh"))
+    q_btnh = constrain(q_btnh, "act_batch", "act_len", "act_heads", "act_head_dim")
+    k_bskh = constrain(k_bskh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
+    v_bskh = constrain(v_bskh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
+    relative_skh = linear(rows.keys.distance_sd.astype(x_bsd.dtype), p["relative_dkh"], None)
+    by = mup.multipliers(config).attention
+    content_btnh, distance_btnh = (
+        times(by, q_btnh + p[name].astype(q_btnh.dtype)) for name in ("content_bias_nh", "distance_bias_nh")
+    )
+    of_heads = patterns.from_pattern(pattern, config.num_kv_heads)
+    y_btnh = transformer_xl.attend_relative(
+        content_btnh, distance_btnh, k_bskh, v_bskh, relative_skh, of_heads, rows.keys.segment_bs,
+        soft_cap=config.attention_soft_cap,
+    )  # fmt: skip
+    return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2)
+
+
 def times(factor: float, x: jax.Array) -> jax.Array:
     """A product with a constant of the program; x itself for 1."""
     return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
@@ -164,13 +192,20 @@ def block(
     rows: Rows,
     cached: Cached | None,
     dropout_key: jax.Array | None,
+    memory_bmd: jax.Array | None = None,
 ) -> tuple[jax.Array, KeysValues | None]:
-    """One pre-norm decoder block: x + attention(norm(x)), then x + mlp(norm(x)). `cached` as in `self_attention`."""
+    """One pre-norm decoder block: x + attention(norm(x)), then x + mlp(norm(x)). `cached` as in `self_attention`.
+
+    `memory_bmd` has this layer's inputs at earlier tokens, of a Transformer-XL; None: it has none.
+    """
     by = mup.multipliers(config).residual
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-    y_btd, cache = self_attention(
-        config, pattern, p, norm(config, x_btd, p["attention_norm_d"], p.get("attention_norm_bias_d")), rows, cached
-    )
+    x_bsd = x_btd if memory_bmd is None else jnp.concatenate([memory_bmd.astype(x_btd.dtype), x_btd], axis=1)
+    y_bsd = norm(config, x_bsd, p["attention_norm_d"], p.get("attention_norm_bias_d"))
+    if config.position == "transformer_xl":
+        y_btd, cache = relative_attention(config, pattern, p, y_bsd, rows), None
+    else:
+        y_btd, cache = self_attention(config, pattern, p, y_bsd, rows, cached)
     x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), "act_batch", "act_len", "act_embed")
     y_btd = mlp(config, p, norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d")))
     x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), "act_batch", "act_len", "act_embed")

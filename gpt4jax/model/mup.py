@@ -96,8 +96,12 @@ def fold(config: Config, params):
     times(layers, ("out_nhd", "out_bias_d", "down_fd", "down_bias_d"), by.residual)
     query = ("query_norm_h",) if config.qk_norm else ("query_dnh", "query_bias_nh")
     times(layers, query, by.attention)
+    shared = dict(params.get("shared", {}))
+    for group in (layers, shared):
+        times(group, ("content_bias_nh", "distance_bias_nh"), by.attention)
     times(final, ("norm_d", "norm_bias_d") if config.tie_embeddings else ("unembed_vd",), by.output)
-    return dataclasses.replace(config, parametrization="standard"), {**params, "layers": layers, "final": final}
+    out = {**params, "layers": layers, "final": final} | ({"shared": shared} if shared else {})
+    return dataclasses.replace(config, parametrization="standard"), out
 
 
 def _ratios(config: Config) -> tuple[float, float]:

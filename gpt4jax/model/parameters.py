@@ -64,6 +64,8 @@ class Parameter:
 def table(config: Config) -> tuple[Parameter, ...]:
     """Every parameter of `config`'s decoder, in a fixed order."""
     rows = [*_embeddings(config), *_layers(config), *_norm(config, "final", "norm", 0, _hf(config, "final_norm"))]
+    if config.position == "transformer_xl" and not config.xl_untie_biases:
+        rows += _relative_biases(config, "shared")
     if not config.tie_embeddings:
         rows.append(
             Parameter(
@@ -112,6 +114,11 @@ def _layers(config: Config) -> list[Parameter]:
         )
         if config.qk_norm and name != "value":
             rows.append(_vector(config, "layers", f"{name}_norm_h", (h,), ("head_dim",), 1.0, f"{name}_norm"))
+    if config.position == "transformer_xl":  # the paper's W_k,R (without a bias, as its authors' code) and u and v
+        heads_axes = ("kv_heads", "head_dim")
+        relative = _linear(config, "relative", (d,), (k, h), ("embed",), heads_axes, "dkh", config.init_std)[0]
+        rows.append(dataclasses.replace(relative, matmul=False))  # it multiplies distances, not tokens
+        rows += _relative_biases(config, "layers") if config.xl_untie_biases else []
     rows += _linear(config, "out", (n, h), (d,), ("heads", "head_dim"), ("embed",), "nhd", residual_std)
     rows += _norm(config, "layers", "mlp_norm", config.num_layers, _hf(config, "mlp_norm"))
     if config.activation == "swiglu":
@@ -119,6 +126,22 @@ def _layers(config: Config) -> list[Parameter]:
     rows += _linear(config, "up", (d,), (f,), ("embed",), ("mlp",), "df", config.init_std)
     rows += _linear(config, "down", (f,), (d,), ("mlp",), ("embed",), "fd", residual_std)
     return rows
+
+
+def _relative_biases(config: Config, group: str) -> list[Parameter]:
+    """Transformer-XL's u and v, drawn as its authors draw them; "shared" by all layers or of each of the "layers"."""
+    shape: tuple[int, ...] = (config.num_heads, config.head_dim)
+    axes: tuple[str, ...] = ("heads", "head_dim")
+    prefix = "model."
+    if group == "layers":
+        shape, axes, prefix = (config.num_layers, *shape), ("layers", *axes), "model.layers.{layer}.self_attn."
+    return [
+        Parameter(
+            group, f"{name}_bias_nh", shape, axes,
+            std=config.init_std, fill=0.0, role="vector", decay=False, hf_name=prefix + theirs,
+        )
+        for name, theirs in (("content", "r_w_bias"), ("distance", "r_r_bias"))
+    ]  # fmt: skip
 
 
 def _linear(
@@ -193,6 +216,7 @@ _LLAMA_NAMES = {
     "value": "model.layers.{layer}.self_attn.v_proj",
     "query_norm": "model.layers.{layer}.self_attn.q_norm",
     "key_norm": "model.layers.{layer}.self_attn.k_norm",
+    "relative": "model.layers.{layer}.self_attn.r_proj",
     "out": "model.layers.{layer}.self_attn.o_proj",
     "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
     "gate": "model.layers.{layer}.mlp.gate_proj",

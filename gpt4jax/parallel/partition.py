@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gpt4jax.model import axes
 from gpt4jax.model.config import Config
 from gpt4jax.model.parameters import Parameter, table, tree
+from gpt4jax.model.transformer_xl import MEMORY_AXES, Memory
 
 
 def check(config: Config, mesh: Mesh, batch_size: int, micro_batches: int = 1) -> None:
@@ -65,6 +66,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp: of any array whose first axis is the batch."""
     return NamedSharding(mesh, axes.spec(("act_batch",)))
+
+
+def memory_sharding(mesh: Mesh) -> Memory:
+    """A memory of shardings: its rows where the batch's are."""
+    return Memory(NamedSharding(mesh, axes.spec(MEMORY_AXES)), batch_sharding(mesh))  # type: ignore[arg-type]
 
 
 def bytes_per_device(tree_of_shapes: Any, shardings: Any) -> int:

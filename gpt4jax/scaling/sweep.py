@@ -57,6 +57,7 @@ def shapes(config: Any, sizes: Iterable[tuple[int, int]]) -> dict[tuple[str, int
         UserError: a size or a number of seeds that can't be.
     """
     configuration.check_values(config)
+    configuration.check_packed(config, "a sweep")
     if config.sweep.seeds < 1 or config.sweep.grow not in ("head_dim", "num_heads"):
         raise UserError("sweep.seeds is at least 1, and sweep.grow head_dim or num_heads")
     base = configuration.model_config(config)

@@ -1,6 +1,6 @@
 """Checkpoints: Orbax writes and reads them, we seal them with checksums.
 
-A checkpoint is `checkpoints/<step>/` with the items "params" and "rest" (step and moments). It is
+A checkpoint is `checkpoints/<step>/` with the items "params" and "rest" (step, moments, a memory). It is
 written in the background under a temporary name; before Orbax renames it into place, we put a manifest
 of every file's sha256 inside. So what bears a step's name is whole and sealed; and because Orbax
 restores a flipped bit without a word, nothing is read before its files agree with their manifest.
@@ -55,7 +55,7 @@ class Checkpoints:
         Raises:
             UserError: the previous or this save failed (a full disk, say).
         """
-        items = {"params": state.params, "rest": {"step": state.step, "moments": state.moments}}
+        items = {"params": state.params, "rest": _rest(state)}
         # Orbax copies to the host before it returns, but on a CPU the "copy" may be the buffer itself,
         # which the next step is about to overwrite because the state is donated to it.
         if jax.default_backend() == "cpu":
@@ -117,10 +117,10 @@ class Checkpoints:
         for step in reversed(steps):
             reason = damage(self.folder / str(step))
             if reason is None:
-                like = {"params": abstract.params, "rest": {"step": abstract.step, "moments": abstract.moments}}
+                like = {"params": abstract.params, "rest": _rest(abstract)}
                 args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
                 items = self._manager.restore(step, args=ocp.args.Composite(**args))
-                return TrainState(items["rest"]["step"], items["params"], items["rest"]["moments"])
+                return TrainState(params=items["params"], **items["rest"])
             say(f"the checkpoint of step {step} is damaged ({reason}): moved to {self._set_aside(step)}")
         if (self.workdir / "damaged").is_dir():  # now or in an earlier attempt
             raise UserError(
@@ -143,6 +143,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
         self._in_words(self._manager.close)
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """All but the parameters; without an entry for a memory where there is none."""
+    return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}
 
 
 def load_params(

@@ -14,7 +14,7 @@ from gpt4jax.training import checkpoint
 from gpt4jax.weights import layout
 
 # How a decoder is computed or trained, not which function of its parameters it is.
-_FREE = ("dropout", "init_std", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
+_FREE = ("memory_len", "dropout", "init_std", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
 
 _POSITIONS = (
     "rope_theta", "rope_scaling", "rope_factor", "rope_original_max_len", "rope_low_freq_factor",
@@ -112,8 +112,8 @@ def check(name: str, wanted: model.Config, found: model.Config) -> None:
         if longer and field.name in ("max_seq_len", *_POSITIONS):
             continue  # training goes on with longer rows
         ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
-        if field.name == "max_seq_len" and wanted.position == "rope" and ours <= theirs:
-            continue  # rotary positions have no table: rows may be shorter
+        if field.name == "max_seq_len" and wanted.position != "learned" and ours <= theirs:
+            continue  # without a table of positions rows may be shorter
         if field.name.startswith("base_") and wanted.parametrization == found.parametrization == "standard":
             continue
         if field.name not in _FREE and ours != theirs:

@@ -17,9 +17,10 @@ from gpt4jax.training.step import Batch, bits_per_byte
 class Loop:
     """The steps of a run with its evaluations and saves, and what stops it."""
 
-    def __init__(self, config, mesh, data, train_step, eval_step, checkpoints, log, writer, progress):
+    def __init__(self, config, mesh, data, train_step, eval_step, no_memory, checkpoints, log, writer, progress):
         self.config, self.mesh, self.data = config, mesh, data
         self.train_step, self.eval_step = train_step, eval_step
+        self.no_memory = no_memory  # what evaluation starts with: a function without arguments
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
         self.finished = False
         self.evaluation: dict[str, float] = {}  # the newest
@@ -28,7 +29,7 @@ class Loop:
         """Trains from `state` to the last step, or until asked to stop; the returned state is saved."""
         config, first_step = self.config, int(state.step)
         batches = loader.train_batches(
-            self.data.rows["train"], seed=config.seed, batch_size=config.batch_size, first_step=first_step,
+            self.data.of("train"), seed=config.seed, batch_size=config.batch_size, first_step=first_step,
             num_steps=config.num_steps, sharding=partition.batch_sharding(self.mesh), prefetch=config.data.prefetch,
         )  # fmt: skip
         saved = self.checkpoints.latest()
@@ -75,16 +76,17 @@ class Loop:
         self.log.flush()
         self.evaluation = {}
         batches = loader.eval_batches(
-            self.data.rows["eval"], batch_size=self.config.eval.batch_size or self.config.batch_size,
+            self.data.of("eval"), batch_size=self.config.eval.batch_size or self.config.batch_size,
             sharding=partition.batch_sharding(self.mesh), prefetch=self.config.data.prefetch,
             num_rows=self.config.eval.num_rows,
         )  # fmt: skip
-        totals = []
+        totals, memory = [], self.no_memory()
         with self.log.paused():
             for batch in batches:
                 if stop.received is not None:
                     return
-                totals.append(self.eval_step(params, Batch.of(batch)))
+                sums, memory = self.eval_step(params, Batch.of(batch), memory)
+                totals.append(sums)
                 if len(totals) > 1:  # keeps the devices one batch ahead, and a stop close
                     jax.block_until_ready(totals[-2])
             nll, tokens, num_bytes = (sum(map(float, sums)) for sums in zip(*totals, strict=True))

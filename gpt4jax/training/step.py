@@ -44,30 +44,42 @@ def bits_per_byte(nll: float, num_bytes: float) -> float:
 
 
 def batch_loss(
-    config: model.Config, params: Params, batch: Batch, z_loss: float = 0.0, dropout_key: jax.Array | None = None
-) -> LossSums:
-    """The summed loss of a batch: features, then the chunked cross-entropy; padding weighs nothing."""
-    x_btd, _ = model.features(
+    config: model.Config,
+    params: Params,
+    batch: Batch,
+    memory: model.Memory | None = None,
+    *,
+    z_loss: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[LossSums, model.Memory | None]:
+    """The summed loss of a batch: features, then the chunked cross-entropy; padding weighs nothing.
+
+    With the memory behind the batch, which the next one has before it; None for None.
+    """
+    x_btd, state = model.features(
         config,
         params,
         batch.tokens_bt,
         segment_ids_bt=batch.segment_ids_bt,
         positions_bt=batch.positions_bt,
+        state=memory,
         dropout_key=dropout_key,
     )
-    return summed_loss(config, params, x_btd, batch.targets_bt, batch.segment_ids_bt > 0, z_loss)
+    sums = summed_loss(config, params, x_btd, batch.targets_bt, batch.segment_ids_bt > 0, z_loss)
+    return sums, memory and (state if isinstance(state, model.Memory) else None)
 
 
 def gradients(
     config: model.Config,
     params: Params,
     batch: Batch,
+    memory: model.Memory | None = None,
     *,
     micro_batches: int = 1,
     z_loss: float = 0.0,
     dropout_key: jax.Array | None = None,
-) -> tuple[Params, Totals]:
-    """The gradient of the mean loss per target token of the whole batch, and the batch's totals.
+) -> tuple[Params, Totals, model.Memory | None]:
+    """The gradient of the mean loss per target token of the whole batch, the batch's totals, and the next memory.
 
     Every micro-batch is divided by the count of target tokens in the whole (global) batch, so that
     neither micro-batches nor shards with more padding change a token's weight.
@@ -75,32 +87,45 @@ def gradients(
     totals_of = (jnp.sum(batch.segment_ids_bt > 0), jnp.sum(batch.bytes_bt))
     scale = 1 / totals_of[0].astype(config.stable_dtype)
 
-    def one(micro: Batch, key: jax.Array | None) -> tuple[Params, jax.Array]:
+    def one(micro: Batch, key: jax.Array | None, memory: model.Memory | None):
         def mean(p):
-            sums = batch_loss(config, p, micro, z_loss, key)
-            return sums.objective * scale, sums.nll
+            sums, new = batch_loss(config, p, micro, memory, z_loss=z_loss, dropout_key=key)
+            return sums.objective * scale, (sums.nll, new)
 
         return jax.grad(mean, has_aux=True)(params)
 
     if micro_batches == 1:
-        grads, nll = one(batch, dropout_key)
-        return grads, Totals(nll, *totals_of)
+        grads, (nll, memory) = one(batch, dropout_key, memory)
+        return grads, Totals(nll, *totals_of), memory
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
-    micro = jax.tree.map(lambda a: _split_rows(a, micro_batches), batch)
+    micro = jax.tree.map(lambda a: _split_rows(a, micro_batches), (batch, _swapped(memory)))
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, config.stable_dtype), (params, jnp.zeros(())))
 
     def add(sums, xs):
-        return jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, one(*xs)), None
+        (rows, behind), key = xs
+        grads, (nll, new) = one(rows, key, _swapped(behind))
+        return jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, (grads, nll)), _swapped(new)
 
-    (grads, nll), _ = jax.lax.scan(add, zeros, (micro, keys))
-    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), Totals(nll, *totals_of)
+    (grads, nll), parts = jax.lax.scan(add, zeros, (micro, keys))
+    memory = _swapped(jax.tree.map(_join_rows, parts))
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), Totals(nll, *totals_of), memory
 
 
-def _split_rows(a_bt: jax.Array, n: int) -> jax.Array:
-    """(B, T) -> (n, B / n, T), each part with rows of every shard, so that no row changes its device."""
-    parts = a_bt.reshape(a_bt.shape[0] // n, n, *a_bt.shape[1:]).swapaxes(0, 1)
-    return jax.vmap(lambda part: constrain(part, "act_batch", "act_len"))(parts)
+def _swapped(memory: model.Memory | None) -> model.Memory | None:
+    """With the rows of the hidden states before the layers instead of behind them, or the other way round."""
+    return memory and memory._replace(h_lbmd=memory.h_lbmd.swapaxes(0, 1))
+
+
+def _split_rows(a: jax.Array, n: int) -> jax.Array:
+    """(B, ...) -> (n, B / n, ...), each part with rows of every shard, so that no row changes its device."""
+    parts = a.reshape(a.shape[0] // n, n, *a.shape[1:]).swapaxes(0, 1)
+    return jax.vmap(lambda part: constrain(part, "act_batch"))(parts)
+
+
+def _join_rows(parts: jax.Array) -> jax.Array:
+    """What `_split_rows` took apart."""
+    return constrain(parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:]), "act_batch")
 
 
 def train_step(
@@ -116,8 +141,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step: the next state, and scalars, the loss in nats per token among them."""
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout else None
-    grads, totals = gradients(
-        config, state.params, batch, micro_batches=micro_batches, z_loss=z_loss, dropout_key=dropout_key
+    grads, totals, memory = gradients(
+        config, state.params, batch, state.memory, micro_batches=micro_batches, z_loss=z_loss, dropout_key=dropout_key
     )
     updates, moments = optimizer.update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -128,10 +153,12 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(schedule(state.step + 1)),
     }
-    return TrainState(state.step + 1, params, moments), scalars
+    return TrainState(state.step + 1, params, moments, memory), scalars
 
 
-def eval_step(config: model.Config, params: Params, batch: Batch) -> Totals:
-    """The totals of a batch, padding left out; dropout off."""
-    sums = batch_loss(config, params, batch)
-    return Totals(sums.nll, jnp.sum(batch.segment_ids_bt > 0), jnp.sum(batch.bytes_bt))
+def eval_step(
+    config: model.Config, params: Params, batch: Batch, memory: model.Memory | None
+) -> tuple[Totals, model.Memory | None]:
+    """The totals of a batch, padding left out, and the next memory (None for None); dropout off."""
+    sums, memory = batch_loss(config, params, batch, memory)
+    return Totals(sums.nll, jnp.sum(batch.segment_ids_bt > 0), jnp.sum(batch.bytes_bt)), memory

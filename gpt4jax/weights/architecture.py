@@ -197,6 +197,8 @@ def _closest(config: model.Config) -> tuple[str, str | None]:
         if config.head_dim * config.num_heads != config.embed_dim:
             return "GPT2LMHeadModel", f"head_dim {config.head_dim} x num_heads {config.num_heads} is not embed_dim"
         return "GPT2LMHeadModel", _unlike(config, wanted)
+    if config.position == "transformer_xl":
+        return "LlamaForCausalLM", f"position {config.position!r}"
     if not all(pattern == "dense" or re.fullmatch(r"banded:\d+", pattern) for pattern in patterns):
         return "LlamaForCausalLM", f"attention {config.attention}"
     wanted = dict(norm="rmsnorm", activation="swiglu")

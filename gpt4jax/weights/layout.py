@@ -43,7 +43,7 @@ def expected(config: model.Config) -> dict[str, list[tuple[Parameter, int]]]:
     """For every tensor of a decoder's weights, the parameters and their layer that it holds, in order."""
     out: dict[str, list[tuple[Parameter, int]]] = {}
     rows = table(config)
-    for row in (row for row in rows if row.group == "embed"):
+    for row in (row for row in rows if row.group in ("embed", "shared")):
         out[row.hf_name] = [(row, 0)]
     for layer in range(config.num_layers):
         for row in (row for row in rows if row.group == "layers"):

@@ -12,22 +12,28 @@ def logits(config, params, tokens, positions, segments):
     for i in range(config.num_layers):
         p = {name: leaf[i] for name, leaf in params["layers"].items()}
         pattern = config.attention[i % len(config.attention)]
-        y = _norm(config, x, p["attention_norm_d"], p.get("attention_norm_bias_d"))
+        y = norm(config, x, p["attention_norm_d"], p.get("attention_norm_bias_d"))
         x = x + _attention(config, pattern, p, y, tokens, positions, segments)
-        y = _norm(config, x, p["mlp_norm_d"], p.get("mlp_norm_bias_d"))
-        up = y @ p["up_df"] + p.get("up_bias_f", 0)
-        if config.activation == "swiglu":
-            gate = y @ p["gate_df"] + p.get("gate_bias_f", 0)
-            up = gate / (1 + np.exp(-gate)) * up
-        else:
-            up = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-        x = x + up @ p["down_fd"] + p.get("down_bias_d", 0)
-    x = _norm(config, x, params["final"]["norm_d"], params["final"].get("norm_bias_d"))
+        y = norm(config, x, p["mlp_norm_d"], p.get("mlp_norm_bias_d"))
+        x = x + feed_forward(config, p, y)
+    x = norm(config, x, params["final"]["norm_d"], params["final"].get("norm_bias_d"))
     out = x @ (params["embed"]["token_vd"] if config.tie_embeddings else params["final"]["unembed_vd"]).T
     return config.logit_soft_cap * np.tanh(out / config.logit_soft_cap) if config.logit_soft_cap else out
 
 
-def _norm(config, x, scale, bias):
+def feed_forward(config, p, y):
+    """The MLP of one layer."""
+    up = y @ p["up_df"] + p.get("up_bias_f", 0)
+    if config.activation == "swiglu":
+        gate = y @ p["gate_df"] + p.get("gate_bias_f", 0)
+        up = gate / (1 + np.exp(-gate)) * up
+    else:
+        up = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    return up @ p["down_fd"] + p.get("down_bias_d", 0)
+
+
+def norm(config, x, scale, bias):
+    """LayerNorm or RMSNorm."""
     if config.norm == "layernorm":
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
     else:

@@ -18,6 +18,19 @@ def test_flops_of_a_tiny_decoder_by_hand():
     }
 
 
+def test_flops_of_a_transformer_xl_by_hand():
+    fields = dict(norm="rmsnorm", position="transformer_xl", activation="swiglu", use_bias=False)
+    config = model.Config(10, 2, 4, 2, 1, 2, 5, 8, **fields, memory_len=16)
+    matmul = 40 + 2 * (16 + 8 + 8 + 16 + 60)  # as above: the matrix of distances multiplies no token
+    # a layer of a row of 8: q k, q r and weights v, 2 operations * 4 values, over 4 keys of the row and 16 before it
+    attention = 2 * (3 * 2 * 4 * (4 + 16))
+    memory = 2 * (2 * (8 + 8)) * 16 / 8  # keys and values of two tokens of memory for each token
+    assert flops.flops_per_token(config, 8) == {
+        "forward": 2 * matmul + attention + memory,
+        "train": 3 * (2 * matmul + attention) + 2 * memory,
+    }
+
+
 def test_untied_output_costs_the_same_as_tied():
     tied = model.Config(10, 2, 4, 2, 1, 2, 5, 8)
     untied = model.Config(10, 2, 4, 2, 1, 2, 5, 8, tie_embeddings=False)

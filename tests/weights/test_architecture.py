@@ -36,6 +36,7 @@ NOT_EXPRESSED = {
     "attention ('dense', 'banded:3')": LLAMA | dict(attention=("dense", "banded:3")),
     "attention ('induction',)": LLAMA | dict(attention=("induction",)),
     "attention ('induction', 'dense')": LLAMA | dict(qk_norm=True, attention=("induction", "dense")),
+    "position 'transformer_xl'": LLAMA | dict(position="transformer_xl", memory_len=4, xl_untie_biases=True),
     "head_dim 16": GPT | dict(head_dim=16),
     "num_heads 6": LLAMA | dict(num_heads=6),
     "logit_soft_cap 30.0": LLAMA | dict(logit_soft_cap=30.0),
