@@ -401,9 +401,8 @@ def _tile_sums(mask: Mask, soft_cap: float, every: bool, q_tile: Any, k_tile: An
     if visible is not None:
         scores = jnp.where(visible, scores, jnp.finfo(stable).min)
     top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    if visible is not None:  # of a query that sees nothing here, all scores are the lowest
-        weights = jnp.where(visible, weights, 0)
+    # Of a query that sees nothing here all scores are the lowest, and must weigh nothing.
+    weights = jnp.exp(scores - (top if visible is None else jnp.where(top == jnp.finfo(stable).min, 0, top)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights.astype(v.dtype).reshape(*lead, g * a, -1)
     out = jnp.einsum("rbkmc,rbkch->rbkmh", weights, v, preferred_element_type=stable)

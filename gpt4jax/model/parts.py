@@ -133,6 +133,7 @@ def _whole(mask: Mask, clauses: list[tuple[Mask, ...]], plain: bool, offset: int
     if math.isfinite(low) and math.isfinite(high) and low <= high:
         before, after = int(high), int(-low)
         block = _window_block(before + after + 1)
+        before += -(before + after + block) % 16  # products of matrices like that: 1.1 times as fast on a CPU
         if 2 * (before + after + block) < k_len:
             return Part("window", mask, plan, offset, block=block, before=before, after=after)
     return Part("whole", mask, plan, offset)
@@ -140,7 +141,7 @@ def _whole(mask: Mask, clauses: list[tuple[Mask, ...]], plain: bool, offset: int
 
 def _window_block(width: int) -> int:
     """Queries of a window for a band of `width` keys: few enough that most of what is computed is seen."""
-    return min(256, max(MIN_WINDOW_BLOCK, 1 << (width // 2).bit_length()))
+    return min(128, max(MIN_WINDOW_BLOCK, 1 << (width // 2).bit_length()))
 
 
 def _in_block(atom: Mask, stride: int) -> Mask:

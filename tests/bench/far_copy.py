@@ -2,7 +2,8 @@
 
 A row of 4,096 tokens is noise but for one marker near its beginning, one of 16. At every token behind it the answer
 is the marker. A layer sees the marker itself or it does not; then a token between has to tell. Trained on all places
-behind the marker, those d behind it with a weight of 1 / d, measured on rows never seen, at the place exactly 3,000 tokens behind it. Two layers of width 64.
+behind the marker, those d behind it with a weight of 1 / d, measured on rows never seen, at the place exactly 3,000
+tokens behind it. Two layers of width 64.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def train(attention: tuple[str, ...], steps: int, batch: int) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=4)
     flags = parser.parse_args()
     for name in flags.patterns:
