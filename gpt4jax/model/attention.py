@@ -105,7 +105,7 @@ def blockwise(
         own = parts.split(mask, indices, where.plain, offset, t, s)
         some = len(heads) < len(of_heads)
         q, k, v = (a[:, jnp.asarray(heads)] if some else a for a in (q_bkgth, k_bksh, v_bksh))
-        done.append(blocks.attention(own, offset, soft_cap, q, k, v, where))
+        done.append(blocks.attention(blocks.TILES, own, offset, soft_cap, q, k, v, where))
         order += heads
     y_bkgth = done[0] if len(done) == 1 else jnp.concatenate(done, axis=1)[:, jnp.argsort(jnp.asarray(order))]
     return by_token(y_bkgth)
