@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
+MAX_COMPARED = 32  # segments or spans up to which a position is compared with each, and not searched for
 _LONGEST_PERIOD = 2**16  # of strides combined, up to which distances are counted
 
 
@@ -489,6 +490,8 @@ def _broadcast(some: Any, every: Any, like: Any) -> Bounds:
 def _rank(starts: tuple[int, ...], pos: Any) -> Any:
     """How many of the ascending `starts` lie at or before the position."""
     if isinstance(pos, jax.Array):
+        if len(starts) <= MAX_COMPARED:  # a kernel can hold no table to search
+            return sum(((pos >= start).astype(jnp.int32) for start in starts), jnp.zeros_like(pos, jnp.int32))
         return jnp.searchsorted(jnp.asarray(starts, jnp.int32), pos, side="right")
     return np.searchsorted(np.asarray(starts, np.int64), pos, side="right")
 
