@@ -244,7 +244,8 @@ class SameBlock(Mask):
     stride: int
 
     def __call__(self, q_pos, k_pos):
-        return q_pos // self.stride == k_pos // self.stride
+        # The first places of their blocks, by remainders: TPU kernels have no division that rounds down.
+        return q_pos - q_pos % self.stride == k_pos - k_pos % self.stride
 
     def bounds(self, q_start, q_end, k_start, k_end):
         q = q_start // self.stride, (q_end - 1) // self.stride
