@@ -52,7 +52,7 @@ def default() -> ml_collections.ConfigDict:
     m.tie_embeddings = True  # one matrix for token embedding and output
     m.qk_norm = False  # RMSNorm on each head's queries and keys
     m.attention = ("dense",)  # cycle of patterns over the layers: "dense", "banded:WINDOW", "induction"
-    m.attention_lowering = "auto"  # what computes it: "blockwise", "tpu", "gpu", "cudnn", "reference"; "auto": by backend
+    m.attention_lowering = "auto"  # by backend; or "blockwise", "tpu", "gpu", "cudnn", "reference"
     m.attention_soft_cap = 0.0  # attention scores are bounded to +- this; 0: unbounded
     m.logit_soft_cap = 0.0  # output logits are bounded to +- this; 0: unbounded
     m.dropout = 0.0  # on the embedding and on what each sub-layer adds to the residual stream

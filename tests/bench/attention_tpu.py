@@ -96,8 +96,8 @@ def main() -> int:
                 print(f"{topology} {pattern}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
                 continue
             print(
-                f"{topology} {pattern}: {kernels} kernels compiled in {seconds:.0f} s; HBM a chip {arguments / 2**30:.2f} GiB of "
-                f"arguments + {temporaries / 2**30:.2f} GiB of temporaries",
+                f"{topology} {pattern}: {kernels} kernels compiled in {seconds:.0f} s; HBM a chip "
+                f"{arguments / 2**30:.2f} GiB of arguments + {temporaries / 2**30:.2f} GiB of temporaries",
                 flush=True,
             )
     return int(bad > 0)

@@ -38,7 +38,7 @@ def test_bfloat16(lowering):
     assert cases.worst_error(case, lowering, 2, 0, jnp.bfloat16) < 2e-2
 
 
-@pytest.fixture()
+@pytest.fixture
 def mesh():
     devices = jax.devices()[:4]
     with jax.set_mesh(jax.make_mesh((1, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)) as mesh:

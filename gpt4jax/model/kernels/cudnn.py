@@ -54,5 +54,11 @@ def refusal(
 def attention(q_btnh: jax.Array, k_bskh: jax.Array, v_bskh: jax.Array, mask: Mask) -> jax.Array:
     """As `attention.attend`, where there is no `refusal`: (B, T, N, H)."""
     size = window(mask)
-    band = {"local_window_size": (size - 1, 0)} if size else {}
-    return jax.nn.dot_product_attention(q_btnh, k_bskh, v_bskh, is_causal=True, implementation="cudnn", **band)
+    return jax.nn.dot_product_attention(
+        q_btnh,
+        k_bskh,
+        v_bskh,
+        is_causal=True,
+        local_window_size=(size - 1, 0) if size else None,
+        implementation="cudnn",
+    )

@@ -116,7 +116,7 @@ def _lines(q: Tokens, k: Tokens, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
         k_segment = jnp.zeros((1,) * 5, jnp.int32) if k.segment is None else k.segment
         q_lines.append(q_segment)
         k_lines.append(k_segment if k.valid is None else jnp.where(k.valid, k_segment, NOWHERE))
-    if pairs.tokens:
+    if q.token is not None and k.token is not None:
         q_lines.append(q.token)
         k_lines.append(k.token)
     q_lines, k_lines = (jnp.broadcast_arrays(*(x.astype(jnp.int32) for x in lines)) for lines in (q_lines, k_lines))

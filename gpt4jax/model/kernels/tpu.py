@@ -30,7 +30,7 @@ MIN_BLOCK, MAX_BLOCK = LANES, 512  # of queries and of keys; all are multiples o
 MAX_QUERIES = 4096  # in a block, over all query heads of a key/value head: they all lie on the chip
 MAX_TILES = 2**16  # of three scalars each, 768 KiB of the 1 MiB for scalars
 VMEM_BYTES = 64 * 2**20  # that a kernel may take; TPUs since v4 have more
-FIRST, LAST, SEEN = 4, 8, 16  # beside the kind of a tile: the first and last of its block, and one that shows a pair
+KIND, FIRST, LAST = 3, 4, 8  # bits of a tile's kind, and two more for the first and the last one of its block
 
 
 def _size(part: Part, group: int, length: int) -> int:
@@ -43,7 +43,7 @@ def _size(part: Part, group: int, length: int) -> int:
 
 
 def _tiles(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, column and kind with flags of each active tile, row by row; a row without any has one that is not seen.
+    """Row, column and kind with flags of each active tile, row by row; a row without any has one that is EMPTY.
 
     Raises:
         ValueError: more of them than fit the chip's memory for scalars.
@@ -51,7 +51,7 @@ def _tiles(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     found = []
     for row, (of_row, column) in enumerate(zip(kinds, map(np.flatnonzero, kinds), strict=True)):
         column = column if len(column) else np.zeros(1, int)
-        flags = of_row[column].astype(np.int32) + SEEN * (of_row[column] > 0)
+        flags = of_row[column].astype(np.int32)
         flags[0] += FIRST
         flags[-1] += LAST
         found.append(np.stack([np.full(len(column), row), column, flags]))
@@ -72,7 +72,10 @@ def _each_kind(kind_ref: Any, pairs: Pairs, q: Callable, k: Callable, body: Call
     """`body(visible)` of this step's tile, if it shows anything."""
     kind = kind_ref[pl.program_id(3)]
     for one in (PARTIAL, FULL):
-        pl.when(kind & (3 + SEEN) == one + SEEN)(lambda one=one: body(pairs.visible(one, q, k)))
+
+        @pl.when(kind & KIND == one)
+        def _(one: int = one) -> None:
+            body(pairs.visible(one, q, k))
 
 
 def _along(ref: Any) -> Callable[[int], jax.Array]:
@@ -179,7 +182,9 @@ def _dkv_kernel(pairs, soft_cap, k_of, q_of, kind_of, q_ref, dy_ref, log_sum, in
     _each_kind(kind_of, pairs, _along(q_tokens), _down(k_tokens), tile)
 
 
-def _call(kernel: Callable, x: Rows, soft_cap: float, by_keys: bool, results: str, scratch: Any = ()) -> list[jax.Array]:
+def _call(
+    kernel: Callable, x: Rows, soft_cap: float, by_keys: bool, results: str, scratch: Any = ()
+) -> list[jax.Array]:
     """Runs a kernel over the tiles of each row, ordered by blocks of queries, or by those of keys.
 
     `results` are what it gives, in float32: "Q" like the queries, "q" with one number for each, "k" like the keys.
