@@ -111,7 +111,8 @@ def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len:
             known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in masks.atoms(own))
             exact = plain and known and bool(own(np.asarray(stride), np.asarray(0)))
             plan = Compacted(stride, count, exact)
-            out.append(Part("summary", own, plan, offset, stride, 0, count, indices or (index,)))
+            if k_len > stride:  # else there is no later block to see one
+                out.append(Part("summary", own, plan, offset, stride, 0, count, indices or (index,)))
             shown = shown & Summary(stride, count, index)
         else:
             out.append(_whole(own, clauses, plain, offset, q_len, k_len))

@@ -82,7 +82,7 @@ def compile_step(topology: str, patterns: tuple[str, ...], layers: int) -> tuple
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--patterns", nargs="*", default=PATTERNS)
+    parser.add_argument("--patterns", nargs="*", default=PATTERNS, help="one program each, of A,B: one with a cycle")
     parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
     parser.add_argument("--layers", type=int, default=32)
     flags = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> int:
     for topology in flags.topologies:
         for pattern in flags.patterns:
             try:
-                seconds, kernels, arguments, temporaries = compile_step(topology, (pattern,), flags.layers)
+                seconds, kernels, arguments, temporaries = compile_step(topology, tuple(pattern.split(",")), flags.layers)
             except Exception as error:
                 bad += 1
                 print(f"{topology} {pattern}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
