@@ -90,7 +90,9 @@ def main() -> int:
     for topology in flags.topologies:
         for pattern in flags.patterns:
             try:
-                seconds, kernels, arguments, temporaries = compile_step(topology, tuple(pattern.split(",")), flags.layers)
+                seconds, kernels, arguments, temporaries = compile_step(
+                    topology, tuple(pattern.split(",")), flags.layers
+                )
             except Exception as error:
                 bad += 1
                 print(f"{topology} {pattern}: {type(error).__name__}: {str(error)[:2000]}", flush=True)

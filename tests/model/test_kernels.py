@@ -38,6 +38,17 @@ def test_bfloat16(lowering):
     assert cases.worst_error(case, lowering, 2, 0, jnp.bfloat16) < 2e-2
 
 
+@pytest.mark.parametrize("lowering", KERNELS)
+def test_an_induction_layer(lowering):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, (1, 40))
+    where = Where(token_bs=tokens, before_bs=np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=-1))
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 40, 1, 4)), jnp.float32) for _ in range(3))
+    ours, right = (jax.jit(lambda *a, n=n: attention.attend(*a, CAUSAL, where, lowering=n))(q, k, v)
+                   for n in (lowering, "reference"))  # fmt: skip
+    np.testing.assert_allclose(ours, right, atol=1e-6)
+
+
 @pytest.fixture
 def mesh():
     devices = jax.devices()[:4]

@@ -60,16 +60,6 @@ def _each_tile(bounds: Any, list_ref: Any, size: int, body: Callable, carry: Any
     return carry
 
 
-def _weights(soft_cap, visible, scores, log_sum):
-    """The weights of a tile again, and the derivative of its scores by those before the soft cap."""
-    slope = None
-    if soft_cap:
-        capped = jnp.tanh(scores / soft_cap)
-        scores, slope = soft_cap * capped, 1 - jnp.square(capped)
-    weights = jnp.exp(scores - log_sum)
-    return (weights if visible is None else jnp.where(visible, weights, 0)), slope
-
-
 def _sums_kernel(pairs: Pairs, soft_cap: float, x_size: tuple[int, int], *refs: Any) -> None:
     bounds, list_ref, q_ref, k_ref, v_ref, q_tokens, k_tokens, out_ref, top_ref, total_ref = refs
     q_size, k_size = x_size
@@ -102,7 +92,7 @@ def _dq_kernel(pairs: Pairs, soft_cap: float, x_size: tuple[int, int], *refs: An
     def tile(kind, block, dq):
         k = k_ref[block, :]
         visible = pairs.visible(kind, _down(q_tokens, slice(None)), _along(k_tokens, block))
-        weights, slope = _weights(soft_cap, visible, _dot(q, k.T), log_sum)
+        weights, slope = tiling.weights_again(soft_cap, visible, _dot(q, k.T), log_sum)
         d_scores = weights * (_dot(dy, v_ref[block, :].T) - inner)
         d_scores = d_scores if slope is None else d_scores * slope
         return dq + _dot(d_scores.astype(k.dtype), k)
@@ -121,7 +111,7 @@ def _dkv_kernel(pairs: Pairs, soft_cap: float, x_size: tuple[int, int], *refs: A
         def head(g, carry):
             dk, dv = carry
             q, dy, log_sum, inner = (ref[g, block] for ref in (q_ref, dy_ref, log_sum_ref, inner_ref))
-            weights, slope = _weights(soft_cap, visible, _dot(k, q.T), log_sum[None])
+            weights, slope = tiling.weights_again(soft_cap, visible, _dot(k, q.T), log_sum[None])
             d_scores = weights * (_dot(v, dy.T) - inner[None])
             d_scores = d_scores if slope is None else d_scores * slope
             return dk + _dot(d_scores.astype(q.dtype), q), dv + _dot(weights.astype(dy.dtype), dy)

@@ -151,6 +151,18 @@ def _kinds(plan: Mask, offset: int, q_len: int, k_len: int, q_size: int, k_size:
     return kinds
 
 
+def weights_again(
+    soft_cap: float, visible: jax.Array | None, scores: jax.Array, log_sum: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """A tile's weights from the log-sum-exp, and the derivative of its scores by those before the soft cap, if any."""
+    slope = None
+    if soft_cap:
+        capped = jnp.tanh(scores / soft_cap)
+        scores, slope = soft_cap * capped, 1 - jnp.square(capped)
+    weights = jnp.exp(scores - log_sum)
+    return (weights if visible is None else jnp.where(visible, weights, 0)), slope
+
+
 def active(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row of `kinds` the tiles that are not EMPTY, those that are FULL first.
 

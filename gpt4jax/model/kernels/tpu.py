@@ -128,16 +128,6 @@ def _sums_kernel(pairs, soft_cap, q_of, k_of, kind_of, q_ref, k_ref, v_ref, q_to
         jax.lax.fori_loop(0, q_ref.shape[0], head, None)
 
 
-def _weights(soft_cap, visible, scores, log_sum):
-    """The weights of a tile again, and the derivative of its scores by those before the soft cap."""
-    slope = None
-    if soft_cap:
-        capped = jnp.tanh(scores / soft_cap)
-        scores, slope = soft_cap * capped, 1 - jnp.square(capped)
-    weights = jnp.exp(scores - log_sum)
-    return (weights if visible is None else jnp.where(visible, weights, 0)), slope
-
-
 def _dq_kernel(pairs, soft_cap, q_of, k_of, kind_of, q_ref, dy_ref, log_sum, inner, k_ref, v_ref, *others):
     q_tokens, k_tokens, dq_ref = others
 
@@ -148,7 +138,7 @@ def _dq_kernel(pairs, soft_cap, q_of, k_of, kind_of, q_ref, dy_ref, log_sum, inn
     def tile(visible):
         def head(g, _):
             scores = _dot(q_ref[g], k_ref[...], (1, 1))
-            weights, slope = _weights(soft_cap, visible, scores, log_sum[g, 0][:, None])
+            weights, slope = tiling.weights_again(soft_cap, visible, scores, log_sum[g, 0][:, None])
             d_scores = weights * (_dot(dy_ref[g], v_ref[...], (1, 1)) - inner[g, 0][:, None])
             d_scores = d_scores if slope is None else d_scores * slope
             dq_ref[g] += _dot(d_scores.astype(k_ref.dtype), k_ref[...], (1, 0))
@@ -170,7 +160,7 @@ def _dkv_kernel(pairs, soft_cap, k_of, q_of, kind_of, q_ref, dy_ref, log_sum, in
     def tile(visible):
         def head(g, _):
             scores = _dot(k_ref[...], q_ref[g], (1, 1))
-            weights, slope = _weights(soft_cap, visible, scores, log_sum[g])
+            weights, slope = tiling.weights_again(soft_cap, visible, scores, log_sum[g])
             dv_ref[...] += _dot(weights.astype(dy_ref.dtype), dy_ref[g], (1, 0))
             d_scores = weights * (_dot(v_ref[...], dy_ref[g], (1, 1)) - inner[g])
             d_scores = d_scores if slope is None else d_scores * slope
