@@ -55,6 +55,7 @@ def default() -> ml_collections.ConfigDict:
     m.tie_embeddings = True  # one matrix for token embedding and output
     m.qk_norm = False  # RMSNorm on each head's queries and keys
     m.attention = ("dense",)  # cycle of patterns over the layers: gpt4jax/model/patterns.py, "banded:256" for one
+    m.attention_lowering = "auto"  # by backend; or "blockwise", "tpu", "gpu", "cudnn", "reference"
     m.attention_soft_cap = 0.0  # attention scores are bounded to +- this; 0: unbounded
     m.logit_soft_cap = 0.0  # output logits are bounded to +- this; 0: unbounded
     m.dropout = 0.0  # on the embedding and on what each sub-layer adds to the residual stream

@@ -5,6 +5,9 @@ backend, or by name:
 
     reference   every score at once: what the others are tested against
     blockwise   plain XLA, whose time and memory follow the blocks that a mask shows
+    tpu         kernels for TPU, over the same parts of a mask
+    gpu         kernels for GPU, over the same parts
+    cudnn       cuDNN's attention on a GPU, for plain causal and banded masks
 
 `cached.py` serves new tokens behind a KV cache.
 """
@@ -17,9 +20,11 @@ import jax.numpy as jnp
 from gpt4jax.model import blockwise as blocks
 from gpt4jax.model import parts
 from gpt4jax.model.arrangement import Where, follows
+from gpt4jax.model.kernels import cudnn, gpu, tiling, tpu
 from gpt4jax.model.masks import Mask
 
-LOWERINGS = ("reference", "blockwise")
+LOWERINGS = ("reference", "blockwise", "tpu", "gpu", "cudnn")
+_AUTO = {"tpu": ("tpu", "blockwise"), "gpu": ("cudnn", "gpu", "blockwise")}  # the first that can, by backend
 
 
 def attend(
@@ -42,8 +47,12 @@ def attend(
     Query i is the token of key i + offset. `mask` is one for all heads, or one for each key/value head. No lowering
     computes what a block hides as a whole; which pairs are computed follows from `blockwise.work`.
 
+    "auto" is the first lowering of the default backend that can do what is asked: on TPUs "tpu" or "blockwise", on
+    GPUs "cudnn", "gpu" or "blockwise", elsewhere "blockwise". A program that is compiled for another backend than the
+    default one names its lowering.
+
     Raises:
-        ValueError: sizes that do not fit together, or a lowering that does not exist.
+        ValueError: sizes that do not fit together, or a lowering that does not exist or cannot do what is asked.
     """
     t, s, kv_heads = q_btnh.shape[1], *k_bskh.shape[1:3]
     if not 0 <= offset <= s - t:
@@ -53,8 +62,31 @@ def attend(
     of_heads = [mask] * kv_heads if isinstance(mask, Mask) else list(mask)
     if len(of_heads) != kv_heads:
         raise ValueError(f"there are {len(of_heads)} masks for {kv_heads} key/value heads: one for all, or one each")
-    run = reference if lowering == "reference" else blockwise
-    return run(q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap)
+    name = _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap)
+    if name == "reference":
+        return reference(q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap)
+    if name == "cudnn":
+        return cudnn.attention(q_btnh, k_bskh, v_bskh, of_heads[0])
+    passes = {"blockwise": blocks.TILES, "tpu": tpu.PASSES, "gpu": gpu.PASSES}[name]
+    return by_parts(passes, q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap)
+
+
+def _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap) -> str:
+    """The lowering that is asked for, or for "auto" the backend's first that can."""
+
+    def refusal(name: str) -> str | None:
+        if name in ("tpu", "gpu"):
+            return tiling.refusal(q_btnh.dtype, of_heads)
+        if name == "cudnn":
+            return cudnn.refusal(q_btnh, k_bskh, of_heads, where, offset, soft_cap)
+        return None
+
+    names = _AUTO.get(jax.default_backend(), ("blockwise",)) if lowering == "auto" else (lowering,)
+    able = [name for name in names if refusal(name) is None]
+    if able:
+        return able[0]
+    others = [name for name in LOWERINGS if name not in ("reference", *names) and refusal(name) is None]
+    raise ValueError(f"lowering {lowering!r} cannot do {refusal(lowering)}; {' and '.join(others)} can")
 
 
 def reference(
@@ -87,7 +119,8 @@ def reference(
     return by_token(jnp.einsum("bkgts,bksh->bkgth", weights_bkgts, v_bksh))
 
 
-def blockwise(
+def by_parts(
+    passes: blocks.Passes,
     q_btnh: jax.Array,
     k_bskh: jax.Array,
     v_bskh: jax.Array,
@@ -103,9 +136,10 @@ def blockwise(
     order: list[int] = []
     for heads, mask, indices in parts.head_groups(of_heads):
         own = parts.split(mask, indices, where.plain, offset, t, s)
+        own = own if passes is blocks.TILES else parts.without_windows(own)
         some = len(heads) < len(of_heads)
         q, k, v = (a[:, jnp.asarray(heads)] if some else a for a in (q_bkgth, k_bksh, v_bksh))
-        done.append(blocks.attention(own, offset, soft_cap, q, k, v, where))
+        done.append(blocks.attention(passes, own, offset, soft_cap, q, k, v, where))
         order += heads
     y_bkgth = done[0] if len(done) == 1 else jnp.concatenate(done, axis=1)[:, jnp.argsort(jnp.asarray(order))]
     return by_token(y_bkgth)

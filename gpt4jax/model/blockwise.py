@@ -10,6 +10,7 @@ scores, are of matrices as they lie. XLA's CPU back end takes three times as lon
 """
 
 import operator
+from collections.abc import Callable
 from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
@@ -55,16 +56,28 @@ def join(a: Sums, b: Sums) -> Sums:
     return Sums(a.out * of_a + b.out * of_b, top, a.total * of_a + b.total * of_b)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+class Passes(NamedTuple):
+    """How one part is computed, from its soft cap and trees of rows (R, B, ...): here by tiles, elsewhere by kernels.
+
+    Attributes:
+        sums: of queries (q, tokens) and keys (k, v, tokens).
+        gradients: of q, k and v, from queries (q, dy, log-sum-exp, inner, tokens) and keys (k, v, tokens).
+    """
+
+    sums: Callable[[Part, float, Any, Any], Sums]
+    gradients: Callable[[Part, float, Any, Any], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def attention(
-    parts: tuple[Part, ...], offset: int, soft_cap: float,
+    passes: Passes, parts: tuple[Part, ...], offset: int, soft_cap: float,
     q_bkgth: jax.Array, k_bksh: jax.Array, v_bksh: jax.Array, where: Where,
 ) -> jax.Array:  # fmt: skip
     """Softmax(q k) v over the keys that the parts show, (B, K, G, T, H); zeros for a query that sees none."""
-    return _forward(parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where)[0]
+    return _forward(passes, parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where)[0]
 
 
-def _forward(parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
+def _forward(passes, parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
     q_len, k_len = q_bkgth.shape[3], k_bksh.shape[2]
     stable = jnp.promote_types(q_bkgth.dtype, jnp.float32)
     sums = None
@@ -73,7 +86,7 @@ def _forward(parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
         q_rows = query_rows(part, q_bkgth), query_tokens(part, where, offset, q_len, k_len)
         keys = tuple(key_rows(part, a, q_len, places) for a in (k_bksh, v_bksh))
         k_rows = *keys, key_tokens(part, where, q_len, k_len, places)
-        new = _each_chunk(part, _row_sums, soft_cap, q_rows, k_rows)
+        new = passes.sums(part, soft_cap, q_rows, k_rows)
         new = Sums(*(from_query_rows(part, leaf, q_len) for leaf in new))
         sums = new if sums is None else join(sums, new)
     if sums is None:
@@ -84,7 +97,7 @@ def _forward(parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
     return y_bkgth, (q_bkgth, k_bksh, v_bksh, where, y_bkgth, log_sum_bkgt1.astype(stable))
 
 
-def _backward(parts, offset, soft_cap, residuals, dy_bkgth):
+def _backward(passes, parts, offset, soft_cap, residuals, dy_bkgth):
     q_bkgth, k_bksh, v_bksh, where, y_bkgth, log_sum_bkgt1 = residuals
     q_len, k_len = q_bkgth.shape[3], k_bksh.shape[2]
     stable = jnp.promote_types(q_bkgth.dtype, jnp.float32)
@@ -101,7 +114,7 @@ def _backward(parts, offset, soft_cap, residuals, dy_bkgth):
         )
         keys = tuple(key_rows(part, a, q_len, places) for a in (k_bksh, v_bksh))
         k_rows = *keys, key_tokens(part, where, q_len, k_len, places)
-        dq, dk, dv = _each_chunk(part, _row_gradients, soft_cap, q_rows, k_rows)
+        dq, dk, dv = passes.gradients(part, soft_cap, q_rows, k_rows)
         dk, dv = (from_key_rows(part, d, q_len, k_len, places) for d in (dk, dv))
         new = from_query_rows(part, dq, q_len), dk, dv
         grads = list(new) if i == 0 else [a + b for a, b in zip(grads, new, strict=True)]
@@ -111,7 +124,7 @@ def _backward(parts, offset, soft_cap, residuals, dy_bkgth):
 attention.defvjp(_forward, _backward)
 
 
-def _each_chunk(part: Part, function, soft_cap: float, q_rows: Any, k_rows: Any) -> Any:
+def _each_chunk(function, part: Part, soft_cap: float, q_rows: Any, k_rows: Any) -> Any:
     """`function` over as many of the arrangement's rows at once as give a step's worth of scores.
 
     q_rows and k_rows are trees of arrays (R, B, ...); the result is one too, or for keys of windows (1, B, ...).
@@ -434,3 +447,6 @@ def _tile_gradients(mask: Mask, soft_cap: float, every: bool, q_tile: Any, k_til
     dk = jnp.einsum("rbkcm,rbkmh->rbkch", d_scores, flat(q), preferred_element_type=stable)
     dv = jnp.einsum("rbkcm,rbkmh->rbkch", weights, flat(dy), preferred_element_type=stable)
     return dq.reshape(*lead, h, g, a), dk, dv
+
+
+TILES = Passes(partial(_each_chunk, _row_sums), partial(_each_chunk, _row_gradients))

@@ -7,12 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from gpt4jax.model import patterns
+from gpt4jax.model.attention import LOWERINGS
 
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "rope", "transformer_xl"),
     "rope_scaling": ("none", "linear", "llama3", "yarn"),
     "activation": ("gelu", "swiglu"),
+    "attention_lowering": ("auto", *LOWERINGS),
     "layers": ("scan", "unroll"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16", "float64"),
@@ -63,6 +65,7 @@ class Config:
     tie_embeddings: bool = True
     qk_norm: bool = False
     attention: tuple[str, ...] = ("dense",)
+    attention_lowering: str = "auto"
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     dropout: float = 0.0

@@ -122,7 +122,8 @@ def self_attention(
     else:
         tokens = (rows.token_bt, rows.before_bt) if induction else ()
         where = Where(None if rows.plain else rows.position_bt, rows.segment_bt, *tokens)
-        y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap)
+        lowering = config.attention_lowering
+        y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap, lowering=lowering)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
 
 

@@ -24,6 +24,8 @@ from gpt4jax.model.mask_algebra import EMPTY, FULL, PARTIAL, And, Anywhere, Boun
 
 __all__ = ["EMPTY", "FULL", "PARTIAL", "And", "Anywhere", "Mask", "Not", "Or"]
 
+MAX_COMPARED = 32  # segments or spans up to which a position is compared with each, and not searched for
+
 
 @dataclasses.dataclass(frozen=True)
 class Full(Relative):
@@ -87,7 +89,8 @@ class SameBlock(Mask):
     stride: int
 
     def __call__(self, q_pos, k_pos):
-        return q_pos // self.stride == k_pos // self.stride
+        # The first places of their blocks, by remainders: TPU kernels have no division that rounds down.
+        return q_pos - q_pos % self.stride == k_pos - k_pos % self.stride
 
     def bounds(self, q_start, q_end, k_start, k_end):
         q = q_start // self.stride, (q_end - 1) // self.stride
@@ -282,5 +285,7 @@ def _broadcast(some: Any, every: Any, like: Any) -> Bounds:
 def _rank(starts: tuple[int, ...], pos: Any) -> Any:
     """How many of the ascending `starts` lie at or before the position."""
     if isinstance(pos, jax.Array):
+        if len(starts) <= MAX_COMPARED:  # a kernel can hold no table to search
+            return sum(((pos >= start).astype(jnp.int32) for start in starts), jnp.zeros_like(pos, jnp.int32))
         return jnp.searchsorted(jnp.asarray(starts, jnp.int32), pos, side="right")
     return np.searchsorted(np.asarray(starts, np.int64), pos, side="right")

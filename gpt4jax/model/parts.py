@@ -139,6 +139,14 @@ def _whole(mask: Mask, clauses: list[tuple[Mask, ...]], plain: bool, offset: int
     return Part("whole", mask, plan, offset)
 
 
+def without_windows(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts with whole rows instead of windows: for a lowering that skips every tile a band does not show."""
+    kinds = {"window": "whole"}
+    return tuple(
+        dataclasses.replace(part, kind=kinds.get(part.kind, part.kind), block=0, before=0, after=0) for part in parts
+    )
+
+
 def _window_block(width: int) -> int:
     """Queries of a window for a band of `width` keys: few enough that most of what is computed is seen."""
     return min(128, max(MIN_WINDOW_BLOCK, 1 << (width // 2).bit_length()))

@@ -2,7 +2,7 @@
 
 Each program is a random mask and shape; several draws of arrays and documents go through it. The sizes of blocks are
 small, so that short rows have many of them, and change from program to program: tiles unrolled, tiles scanned, and rows
-in many chunks.
+in many chunks; of kernels, which are interpreted on a CPU, blocks of several sizes.
 """
 
 import argparse
@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import blockwise, parts
+from gpt4jax.model.kernels import gpu, tpu
 from tests.model import attention_cases as cases
 
+KERNEL_BLOCKS = (8, 16, 24)  # the largest of kernels, in turn
 SIZES = {  # blocks unrolled, scanned, and in chunks of few scores
     "unrolled": dict(MIN_BLOCK=12, MAX_UNROLLED=8, MAX_BLOCK=512, SCORES=2**20),
     "scanned": dict(MIN_BLOCK=8, MAX_UNROLLED=0, MAX_BLOCK=16, SCORES=2**20),
@@ -42,6 +44,8 @@ def main() -> int:
         for constant, value in SIZES[name].items():
             setattr(blockwise, constant, value)
         blockwise.tiles.cache_clear()
+        tpu.MIN_BLOCK, tpu.MAX_BLOCK = 8, KERNEL_BLOCKS[number % len(KERNEL_BLOCKS)]
+        gpu.MAX_BLOCK = 16 * (1 + number % 2)
         case = cases.draw_case(random.Random(number))
         off = cases.worst_error(case, flags.lowering, flags.draws, number, dtype)
         worst = max(worst, off)

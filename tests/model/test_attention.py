@@ -66,10 +66,13 @@ def test_heads_of_different_patterns_and_summaries():
             assert cases.worst_error(case, "blockwise", 2, 1) < 2e-6
 
 
-@pytest.mark.parametrize("lowering", attention.LOWERINGS)
+@pytest.mark.parametrize("lowering", ["reference", "blockwise", "tpu", "gpu"])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_nothing_forbidden_leaks(name, lowering):
-    """Every key and value that a query may not see changes: not a bit of its result or its gradients does."""
+    """Every key and value that a query may not see changes: not a bit of its result or its gradients does.
+
+    And they are right, of kernels too, which take long to compile for a CPU.
+    """
     case = cases.Case((40, 40, 0), (1, 2), (PATTERNS[name],), True, 0.0)
     rng = np.random.default_rng(0)
     where, (q, k, v, dy) = cases.draw_where(case, rng), cases.draw_arrays(case, rng)
@@ -93,12 +96,14 @@ def test_nothing_forbidden_leaks(name, lowering):
         for old, new in zip(before[2:], after[2:], strict=True):  # of what it sees; of the rest there is none
             np.testing.assert_array_equal(old[i], new[i])
             assert not np.any(np.where(hidden[i], new[i], 0))
+    assert not np.any(np.asarray(before[0])[:, ~np.any(shown, axis=-1)])
+    assert cases.error([leaf[-1] for leaf in before], cases.solve(case, where, q, k, v, dy * one[-1])) < 2e-6
 
 
 def test_a_query_that_sees_nothing_gives_zeros():
     mask = CAUSAL & masks.summary(8, 2)  # before its first summary a query has none
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 20, 1, 4)) for i in range(3))
-    for lowering in attention.LOWERINGS:
+    for lowering in ("reference", "blockwise"):
         run = lambda q, k, v, lowering=lowering: attention.attend(q, k, v, mask, lowering=lowering)  # noqa: E731
         y, backward = jax.vjp(run, q, k, v)
         assert not np.any(y[:, :6]) and np.all(np.any(y[:, 6:] != 0, axis=-1))
@@ -122,7 +127,7 @@ def test_what_does_not_fit_is_said():
     q, k = jnp.zeros((1, 8, 4, 2)), jnp.zeros((1, 10, 2, 2))
     with pytest.raises(ValueError, match="8 queries from place 3 on are not among 10 keys"):
         attention.attend(q, k, k, CAUSAL, offset=3)
-    with pytest.raises(ValueError, match="no lowering 'flash'; there are reference, blockwise"):
+    with pytest.raises(ValueError, match="no lowering 'flash'; there are reference, blockwise, tpu, gpu, cudnn"):
         attention.attend(q, k, k, CAUSAL, lowering="flash")
     with pytest.raises(ValueError, match="3 masks for 2 key/value heads"):
         attention.attend(q, k, k, [CAUSAL] * 3)

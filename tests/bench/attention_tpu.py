@@ -1,0 +1,109 @@
+"""Compiles a train step with each attention pattern for TPUs that are not there: `python -m tests.bench.attention_tpu`.
+
+The step is the real one, with kernels for TPU, at 32,768 tokens a row, layers scanned and recomputed, over a mesh of
+data x fsdp x tensor. Needs the extra `tpu` (libtpu compiles on any CPU). What is printed: compile time, and the bytes
+of HBM that a chip's arguments and temporaries take.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu waits for a metadata server
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from gpt4jax import config as configs
+from gpt4jax.config import model_config
+from gpt4jax.model.axes import MESH_AXES
+from gpt4jax.parallel import partition
+from gpt4jax.training import optimizer as optimizers
+from gpt4jax.training.state import abstract_state, state_shardings
+from gpt4jax.training.step import Batch, train_step
+
+TOKENS = 32_768
+PATTERNS = (
+    "dense", "banded:1024", "strided:128", "strided:181", "fixed:128:32", "fixed:2048:128",
+    "banded:1024/column:128", "banded:256|fixed:2048:128",
+)  # fmt: skip
+TOPOLOGIES = {"v5p:4x4x4": (2, 8, 4), "v6e:8x8": (2, 8, 4)}  # data, fsdp, tensor: 64 chips each
+
+
+def get_config(patterns: tuple[str, ...], layers: int):
+    """Llama's shape at 8 billion parameters (for 32 layers), one row on each data x fsdp shard."""
+    c = configs.default()
+    c.batch_size, c.data.seq_len = 16, TOKENS
+    shape = dict(
+        vocab_size=32_768, num_layers=layers, embed_dim=4096, num_heads=32, num_kv_heads=8, head_dim=128,
+        mlp_dim=14_336, max_seq_len=TOKENS, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False,
+        tie_embeddings=False, attention=patterns, attention_lowering="tpu", layers="scan", remat="full",
+        loss_chunk_len=2048, dtype="bfloat16", param_dtype="float32",
+    )  # fmt: skip
+    c.model.update(shape)
+    return c
+
+
+def compile_step(topology: str, patterns: tuple[str, ...], layers: int) -> tuple[float, int, int, int]:
+    """Seconds, the kernels in the program, and a chip's bytes of arguments and of temporaries."""
+    c = get_config(patterns, layers)
+    config = model_config(c)
+    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    # As they come: which chips are neighbours matters for time, and not for what is compiled.
+    mesh = Mesh(np.reshape(devices, TOPOLOGIES[topology]), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    partition.check(config, mesh, c.batch_size)
+    optimizer = optimizers.adamw(c.optimizer, config, c.num_steps)
+    shardings = state_shardings(config, optimizer, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state(config, optimizer),
+        shardings,
+    )
+    rows = jax.ShapeDtypeStruct((c.batch_size, TOKENS), jnp.int32, sharding=partition.batch_sharding(mesh))
+
+    def step(state, batch):
+        schedule = optimizers.schedule(c.optimizer, c.num_steps)
+        return train_step(config, optimizer, schedule, state, batch, seed=0)
+
+    start = time.monotonic()
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))).lower(
+            state, Batch(*[rows] * len(Batch._fields))
+        )
+        memory = lowered.compile().memory_analysis()
+    kernels = lowered.as_text().count("tpu_custom_call")
+    return time.monotonic() - start, kernels, memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--patterns", nargs="*", default=PATTERNS, help="one program each, of A,B: one with a cycle")
+    parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES))
+    parser.add_argument("--layers", type=int, default=32)
+    flags = parser.parse_args()
+    bad = 0
+    for topology in flags.topologies:
+        for pattern in flags.patterns:
+            try:
+                seconds, kernels, arguments, temporaries = compile_step(
+                    topology, tuple(pattern.split(",")), flags.layers
+                )
+            except Exception as error:
+                bad += 1
+                print(f"{topology} {pattern}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+                continue
+            print(
+                f"{topology} {pattern}: {kernels} kernels compiled in {seconds:.0f} s; HBM a chip "
+                f"{arguments / 2**30:.2f} GiB of arguments + {temporaries / 2**30:.2f} GiB of temporaries",
+                flush=True,
+            )
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
