@@ -24,14 +24,14 @@ from gpt4jax.model import attention, blockwise, masks, parts
 HEADS, HEAD_DIM = 4, 64
 
 
-def pattern(name: str, stride: int) -> masks.Mask:
-    """The four patterns; a fixed one's summary is 32 for a stride of 128, else 8 (Child et al. 2019 have 8 to 32)."""
+def pattern(name: str, stride: int, count: int = 8) -> masks.Mask:
+    """The four patterns; `count` summaries of a fixed one (Child et al. 2019 have 8 to 32)."""
     causal = masks.causal()
     if name == "banded":
         return causal & masks.banded(1024)
     if name == "strided":
         return causal & (masks.banded(stride) | masks.strided(stride))
-    return causal & masks.fixed(stride, 32 if stride == 128 else 8) if name == "fixed" else causal
+    return causal & masks.fixed(stride, count) if name == "fixed" else causal
 
 
 NAMES = ("dense", "banded", "strided", "fixed")
@@ -68,7 +68,7 @@ def work() -> int:
     for length in (8192, 32768):
         for stride in (128, round(math.sqrt(length))):
             for name in NAMES:
-                mask = pattern(name, stride)
+                mask = pattern(name, stride, 32 if stride == 128 else 8)
                 seen, done = mask.pairs(length, length), blockwise.work(mask, length)
                 fewest = sum(least(part, length) for part in parts.split(mask, (), True, 0, length, length))
                 bad |= done > 1.1 * fewest
@@ -113,7 +113,8 @@ def one(name: str, length: int, stride: int, rounds: int) -> None:
     timed(lambda: compiled(*arrays), 1)
     times = timed(lambda: compiled(*arrays), rounds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(dict(seconds=statistics.median(times), mib=(peak - before) / 1024)))
+    results = [float(np.abs(np.asarray(x)).sum()) for x in jax.tree.leaves(compiled(*arrays))]
+    print(json.dumps(dict(seconds=statistics.median(times), mib=(peak - before) / 1024, results=results)))
 
 
 def cost(rounds: int, lengths: list[int]) -> int:
@@ -141,41 +142,47 @@ def cost(rounds: int, lengths: list[int]) -> int:
     return 0
 
 
-def peer(rounds: int) -> int:
+def theirs(length: int, rounds: int) -> None:
+    """PyTorch's figure in a process of its own, and its results for the inputs that ours has too."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    q, k, v, dy = (torch.tensor(np.asarray(a)).transpose(1, 2).contiguous().requires_grad_() for a in inputs(length))
+
+    def run():
+        q.grad = k.grad = v.grad = None
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y.backward(dy.detach())
+        return y
+
+    y = run()
+    results = [float(x.detach().abs().sum()) for x in (y, q.grad, k.grad, v.grad)]
+    print(json.dumps(dict(seconds=statistics.median(timed(run, rounds)), results=results)))
+
+
+def peer(rounds: int) -> int:
+    """Processes in turn: in one process the threads of each would go on spinning while the other runs."""
+    command = [sys.executable, "-m", "tests.bench.attention"]
     for length in (2048, 4096, 8192):
-        arrays = inputs(length)
-        run = program(masks.causal())
-        q, k, v, dy = (torch.tensor(np.asarray(a)).transpose(1, 2).contiguous().requires_grad_() for a in arrays)
-
-        def theirs(q=q, k=k, v=v, dy=dy):
-            q.grad = k.grad = v.grad = None
-            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            y.backward(dy.detach())
-            return y
-
-        ours = lambda run=run, arrays=arrays: run(*arrays)  # noqa: E731
-        y, grads = ours()
-        y_theirs = theirs()
-        off = np.max(np.abs(np.asarray(y) - y_theirs.detach().transpose(1, 2).numpy()))
-        off_k = np.max(np.abs(np.asarray(grads[1]) - k.grad.transpose(1, 2).numpy()))
-        times: tuple[list[float], list[float]] = ([], [])
+        times: dict[str, list[float]] = {"one": [], "theirs": []}
+        sums: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for kept, run_one in zip(times, (ours, theirs), strict=True):
-                time.sleep(0.5)  # PyTorch's threads go on spinning for a while, and would take a core from us
-                kept.extend(timed(run_one, 1))
-        a, b = map(statistics.median, times)
+            for what, kept in times.items():
+                flags = [what, "--length", str(length), "--rounds", "5"]
+                figures = json.loads(subprocess.run(command + flags, check=True, capture_output=True, text=True).stdout)
+                kept.append(figures["seconds"])
+                sums[what] = figures["results"]
+        off = max(abs(a / b - 1) for a, b in zip(sums["one"], sums["theirs"], strict=True))
+        a, b = (statistics.median(kept) for kept in times.values())
         print(
-            f"{length}: {a:.3f} s, PyTorch {torch.__version__} {b:.3f} s: {b / a:.2f}x; off by {off:.0e}, {off_k:.0e}"
+            f"{length}: {a:.3f} s, PyTorch {b:.3f} s: {b / a:.2f}x; sums of magnitudes differ by {off:.0e}", flush=True
         )
     return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("work", "cost", "peer", "one"))
+    parser.add_argument("what", choices=("work", "cost", "peer", "one", "theirs"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", default="1024,2048,4096,8192,16384,32768")
     parser.add_argument("--name", default="dense")
@@ -184,6 +191,9 @@ def main() -> int:
     flags = parser.parse_args()
     if flags.what == "one":
         one(flags.name, flags.length, flags.stride, flags.rounds)
+        return 0
+    if flags.what == "theirs":
+        theirs(flags.length, flags.rounds)
         return 0
     if flags.what == "cost":
         return cost(flags.rounds, [int(length) for length in flags.lengths.split(",")])
