@@ -74,6 +74,8 @@ def test_only_tiles_that_are_seen_are_in_the_lists():
     """Of a band of 8 in blocks of 4: in each row the tile of the diagonal, the one before, and half of one more."""
     kinds = tiling._kinds(CAUSAL & masks.banded(8), 0, 16, 16, 4, 4, False)
     assert np.count_nonzero(kinds) == 1 + 2 + 3 + 3 and np.count_nonzero(kinds == masks.FULL) == 3
+    # The last keys are followed by padding, which no tile may see as a whole.
+    assert tiling._kinds(masks.full(), 0, 8, 10, 4, 4, True).tolist() == [[2, 2, 1]] * 2
     rows, columns, flags = tpu._tiles(kinds)
     assert list(rows) == [0, 1, 1, 2, 2, 2, 3, 3, 3] and list(columns) == [0, 0, 1, 0, 1, 2, 1, 2, 3]
     assert [int(f) & tpu.FIRST > 0 for f in flags] == [True, True, False, True, False, False, True, False, False]
