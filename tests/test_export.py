@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(home, exported)
     for overrides, words in (
         ([f"init_from={exported}", "model.mlp_dim=96", "model.tie_embeddings=False"],
          "model.mlp_dim is 96 and theirs 64 .--config.model.mlp_dim=64.; model.tie_embeddings is False and"),
-        ([f"init_from={exported}", "model.max_seq_len=128"], "model.max_seq_len is 128 and theirs 64"),
+        ([f"init_from={exported}", "model.max_seq_len=128"], "128 tokens are longer than the 64 of"),
         ([f"init_from={home / 'none'}"], "there are no weights"),
         (["data.tokenizer=weights"], "data.tokenizer=weights needs --config.init_from"),
         ([f"init_from={bare}", "data.tokenizer=weights"], "has no tokenizer.json"),

@@ -207,7 +207,7 @@ BAD = {
     "keep": (["--config.checkpoint.keep=1"], "checkpoint.keep is 1; it must be at least 2"),
     "pattern": (
         ["--config.model.attention=stripes"],
-        "'stripes'; a pattern is 'dense', 'induction' or 'banded:WINDOW'",
+        "'stripes'; a pattern is 'dense', 'banded:WINDOW', 'strided:STRIDE'",
     ),
     "log": (["--config.eval.log_every_steps=-1"], "eval.log_every_steps is -1; it must be at least 0"),
     "no micro-batches": (["--config.optimizer.micro_batches=0"], "optimizer.micro_batches is 0"),

@@ -157,7 +157,7 @@ def train_step(
 
 
 def eval_step(
-    config: model.Config, params: Params, batch: Batch, memory: model.Memory | None
+    config: model.Config, params: Params, batch: Batch, memory: model.Memory | None = None
 ) -> tuple[Totals, model.Memory | None]:
     """The totals of a batch, padding left out, and the next memory (None for None); dropout off."""
     sums, memory = batch_loss(config, params, batch, memory)
