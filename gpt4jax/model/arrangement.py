@@ -15,7 +15,7 @@ class Where(NamedTuple):
     """What is known of the keys of a row, (B, S) each; a batch axis of 1 serves all rows.
 
     Query i is the token of key i + offset, so this says everything of queries too. Positions grow by one along each
-    segment. Without positions they are the places 0, 1, ... of the row; without segment ids a row is one segment.
+    segment, from 0. Without positions they are the places 0, 1, ... of the row; without segment ids it is one segment.
 
     Of an induction layer also each key's token, and the token before it (-1 before a segment's first): there a query
     sees itself and the keys whose token before is its own token, so what followed it earlier. That is the pattern
@@ -29,8 +29,8 @@ class Where(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether the position of a token is its place in the row."""
-        return self.position_bs is None
+        """Whether a row is one segment, and the position of a token its place in it."""
+        return self.position_bs is None and self.segment_bs is None
 
 
 def follows(q_pos: jax.Array, k_pos: jax.Array, q_token: jax.Array, k_before: jax.Array) -> jax.Array:

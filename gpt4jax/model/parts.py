@@ -78,8 +78,11 @@ def head_groups(of_heads: Sequence[Mask]) -> list[tuple[tuple[int, ...], Mask, t
     out: list[tuple[tuple[int, ...], Mask, tuple[int, ...]]] = []
     for common, heads in groups.items():
         summaries = [{atom for atom in atoms(of_heads[h]) if isinstance(atom, Summary)} for h in heads]
-        asked = [atom for clauses in _groups(common).values() for c in clauses for atom in _literals(c)]
-        if all(len(own) == 1 for own in summaries) and not any(isinstance(atom, Summary) for atom in asked):
+        parts = _groups(common)
+        asked = [atom for clauses in parts.values() for c in clauses for atom in _literals(c)]
+        # A part after that of the summaries leaves out what these show, and that is not the same for all heads.
+        last = all(key[0] != "residue" for key in parts)
+        if last and all(len(own) == 1 for own in summaries) and not any(isinstance(atom, Summary) for atom in asked):
             indices = tuple(atom.index for own in summaries for atom in own)
             out.append((tuple(heads), common, indices))
             continue

@@ -14,7 +14,17 @@ from gpt4jax.training import checkpoint
 from gpt4jax.weights import layout
 
 # How a decoder is computed or trained, not which function of its parameters it is.
-_FREE = ("memory_len", "dropout", "init_std", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
+_FREE = (
+    "attention_lowering",
+    "memory_len",
+    "dropout",
+    "init_std",
+    "layers",
+    "remat",
+    "loss_chunk_len",
+    "dtype",
+    "param_dtype",
+)
 
 _POSITIONS = (
     "rope_theta", "rope_scaling", "rope_factor", "rope_original_max_len", "rope_low_freq_factor",

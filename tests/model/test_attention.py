@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt4jax.model import attention, blockwise, masks, parts
+from gpt4jax.model import attention, blockwise, masks, parts, patterns
+from gpt4jax.model.arrangement import Where
 from tests.model import attention_cases as cases
 
 CAUSAL = masks.causal()
@@ -99,6 +100,18 @@ def test_nothing_forbidden_leaks(name, lowering):
             assert not np.any(np.where(hidden[i], new[i], 0))
     assert not np.any(np.asarray(before[0])[:, ~np.any(shown, axis=-1)])
     assert cases.error([leaf[-1] for leaf in before], cases.solve(case, where, q, k, v, dy * one[-1])) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["fixed:8:4", "fixed:8:3|strided:5", "summary:8:3|block:8|column:5"])
+@pytest.mark.parametrize("segments", [False, True])
+def test_summaries_beside_columns_and_segments_without_positions(name, segments):
+    """Blocks that end a segment have no summaries for later ones; heads with columns too can't share a plan."""
+    q = jax.random.normal(jax.random.key(0), (1, 64, 2, 4))
+    where = Where(None, jnp.asarray(np.arange(64)[None] >= 19, jnp.int32) if segments else None)
+    of_heads = patterns.from_pattern(name, 2)
+    run = jax.jit(attention.attend, static_argnums=3, static_argnames="lowering")
+    ours, true = (run(q, q, q, of_heads, where, lowering=how) for how in ("blockwise", "reference"))
+    np.testing.assert_allclose(ours, true, atol=2e-6)
 
 
 def test_a_query_that_sees_nothing_gives_zeros():
