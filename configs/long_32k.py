@@ -3,7 +3,7 @@
     python -m gpt4jax.train --config configs/long_32k.py --workdir runs/long_32k \\
         --config.data.dataset=python_packages --config.init_from=runs/long_8k
 
-Peng et al. 2023 (YaRN) continue for 400 steps. One GPU or a TPU host: not measured. On a CPU: README, "Measured".
+Peng et al. 2023 (YaRN) continue for 400 steps. One GPU or a TPU host: not measured. Not run at full size yet.
 """
 
 import pathlib

@@ -44,8 +44,8 @@ def attend(
     float32 (float64 for float64 inputs); `soft_cap` > 0 bounds the scores to soft_cap * tanh(score /
     soft_cap) before masking. A query that sees no key gives zeros, and no gradient.
 
-    Query i is the token of key i + offset. `mask` is one for all heads, or one for each key/value head. No lowering
-    computes what a block hides as a whole; which pairs are computed follows from `blockwise.work`.
+    Query i is the token of key i + offset. `mask` is one for all heads, or one for each key/value head. But for
+    `reference`, no lowering computes blocks that are hidden as a whole.
 
     "auto" is the first lowering of the default backend that can do what is asked: on TPUs "tpu" or "blockwise", on
     GPUs "cudnn", "gpu" or "blockwise", elsewhere "blockwise". A program that is compiled for another backend than the
