@@ -161,6 +161,11 @@ class Config:
             raise ValueError("model.qk_norm with position='transformer_xl': its scores are of queries as they are")
         if patterns.INDUCTION in self.attention:
             raise ValueError("model.attention 'induction' with position='transformer_xl': a memory keeps no tokens")
+        if self.attention_lowering not in ("auto", "reference"):
+            raise ValueError(
+                f"model.attention_lowering {self.attention_lowering!r} with position='transformer_xl': its scores "
+                "are computed all at once, which is 'reference' (or 'auto')"
+            )
         for pattern in self.attention:
             if not all(mask.relative for mask in patterns.from_pattern(pattern, self.num_kv_heads)):
                 raise ValueError(

@@ -36,10 +36,11 @@ def flops_per_token(config: Config, seq_len: int) -> dict[str, float]:
     no gradient flows: there train is twice forward.
     """
     matmul = sum(row.size for row in table(config) if row.matmul)
-    keys = sum(keys_per_query(pattern, config.num_kv_heads, seq_len) for pattern in config.attention)
+    before = config.memory_len  # 0 but for a Transformer-XL
+    keys = sum(keys_per_query(pattern, config.num_kv_heads, seq_len, before) for pattern in config.attention)
     products, keys, memory = 2, keys / len(config.attention), 0.0
     if config.position == "transformer_xl":
-        products, keys = 3, keys + config.memory_len
+        products = 3
         key_value = sum(row.size for row in table(config) if row.name in ("key_dkh", "value_dkh"))
         memory = 2.0 * key_value * config.memory_len / seq_len
     attention = config.num_layers * config.num_heads * config.head_dim * products * keys
@@ -47,14 +48,16 @@ def flops_per_token(config: Config, seq_len: int) -> dict[str, float]:
     return {"forward": forward + memory, "train": 3 * forward + 2 * memory}
 
 
-def keys_per_query(pattern: str, kv_heads: int, seq_len: int) -> float:
+def keys_per_query(pattern: str, kv_heads: int, seq_len: int, before: int = 0) -> float:
     """How many keys a query of a row of `seq_len` tokens sees on average, over the layer's heads.
 
-    Dense attention is counted as seq_len / 2, as the field has it, and no pattern as more. An induction layer counts
+    `before` are those of a memory before the row. Dense attention is counted as seq_len / 2 + before, as the field has
+    it, and no pattern as more. An induction layer counts
     as dense: which keys it sees is known only when all scores are computed.
     """
     of_heads = patterns.from_pattern(pattern, kv_heads)
-    seen = [min(mask.pairs(seq_len, seq_len) / seq_len, seq_len / 2) for mask in of_heads]
+    pairs = [mask.pairs(seq_len, before + seq_len, offset=before) for mask in of_heads]
+    seen = [min(each / seq_len, seq_len / 2 + before) for each in pairs]
     return sum(seen) / len(seen)
 
 

@@ -111,10 +111,11 @@ def check(name: str, wanted: model.Config, found: model.Config) -> None:
     """
     wrong = []
     longer = wanted.position == found.position == "rope" and wanted.max_seq_len > found.max_seq_len
-    if longer and all(getattr(wanted, field) == getattr(found, field) for field in _POSITIONS):
+    stretch = {one: 1.0 if one.rope_scaling == "none" else one.rope_factor for one in (wanted, found)}
+    if longer and wanted.rope_theta <= found.rope_theta and stretch[wanted] <= stretch[found]:
         raise UserError(
             f"rows of {wanted.max_seq_len} tokens are longer than the {found.max_seq_len} of init_from {name}, and the "
-            "rotary positions are the same: it has never seen such distances. Scale them "
+            "rotary positions turn no slower: it has never seen such distances. Scale them "
             f"(--config.model.rope_scaling=yarn --config.model.rope_factor={wanted.max_seq_len / found.max_seq_len:g} "
             f"--config.model.rope_original_max_len={found.max_seq_len}) or raise --config.model.rope_theta"
         )

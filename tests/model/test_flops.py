@@ -50,6 +50,7 @@ def test_sparse_layers_count_the_keys_that_they_show():
     # A block of 4, and the last of the block before: 1, 2, 3, 4, then 2, 3, 4, 5.
     assert flops.keys_per_query("block:4", 1, 8) == 20 / 8
     assert flops.keys_per_query("fixed:4:1", 1, 8) == 24 / 8
+    assert [flops.keys_per_query(name, 1, 8, before=5) for name in ("banded:2", "dense")] == [2, 9]
     assert flops.keys_per_query("banded:2/dense", 2, 8) == (15 / 8 + 4) / 2
     half = model.Config(10, 2, 4, 2, 1, 2, 5, 8, attention=("dense", "banded:2"))
     whole = model.Config(10, 2, 4, 2, 1, 2, 5, 8)

@@ -200,6 +200,8 @@ def test_mup_folds_into_the_weights():
         (dict(embed_dim=33), "model.embed_dim 33 is odd"),
         (dict(qk_norm=True), "model.qk_norm with"),
         (dict(attention=("induction",)), "a memory keeps no tokens"),
+        (dict(attention=("fixed:4:1",)), "a memory knows distances and no positions"),
+        (dict(attention=("banded:4",), attention_lowering="tpu"), "scores are computed all at once"),
     ],
 )
 def test_impossible_configs_say_why(changes, words):

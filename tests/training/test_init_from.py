@@ -41,6 +41,9 @@ def test_longer_rows_need_other_rotary_positions(tmp_path):
     scaled = dataclasses.replace(longer, rope_scaling="yarn", rope_factor=4.0, rope_original_max_len=4)
     init_from.check("a run", scaled, old)
     init_from.check("a run", dataclasses.replace(longer, rope_theta=1e6), old)
+    for no_slower in (dict(rope_beta_fast=31.0), dict(rope_theta=5000.0), dict(rope_scaling="linear", rope_factor=1.0)):
+        with pytest.raises(UserError, match="turn no slower"):
+            init_from.check("a run", dataclasses.replace(longer, **no_slower), old)
     with pytest.raises(UserError, match=r"model\.mlp_dim is 9"):
         init_from.check("a run", dataclasses.replace(scaled, mlp_dim=9), old)
     with pytest.raises(UserError, match=r"model\.rope_factor"):  # as long as before, and yet scaled
