@@ -63,6 +63,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
         partition.check(model_config, mesh, eval_rows)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
+        step.check_lowering(
+            model_config, mesh, config.batch_size // config.optimizer.micro_batches, config.data.seq_len
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     cache_dir = files.cache_dir(config.data.cache_dir)

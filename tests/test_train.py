@@ -209,6 +209,7 @@ BAD = {
         ["--config.model.attention=stripes"],
         "'stripes'; a pattern is 'dense', 'banded:WINDOW', 'strided:STRIDE'",
     ),
+    "lowering": (["--config.model.attention_lowering=cudnn"], "cannot do rows of several segments; blockwise and tpu"),
     "log": (["--config.eval.log_every_steps=-1"], "eval.log_every_steps is -1; it must be at least 0"),
     "no micro-batches": (["--config.optimizer.micro_batches=0"], "optimizer.micro_batches is 0"),
     "no rows": (["--config.batch_size=-8"], "batch_size is -8; it must be at least 1"),

@@ -1,5 +1,6 @@
 """One optimizer step and one evaluation step, as pure functions to be jitted."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from gpt4jax import model
 from gpt4jax.model.axes import constrain
@@ -154,6 +156,22 @@ def train_step(
         "learning_rate": jnp.asarray(schedule(state.step + 1)),
     }
     return TrainState(state.step + 1, params, moments, memory), scalars
+
+
+def check_lowering(config: model.Config, mesh: Mesh, rows: int, seq_len: int) -> None:
+    """Traces a batch's loss, which allocates nothing, if attention's lowering is asked for by name.
+
+    Raises:
+        ValueError: that lowering cannot do what the config asks of it.
+    """
+    if config.attention_lowering == "auto":
+        return
+    params = jax.eval_shape(
+        lambda: model.init(dataclasses.replace(config, attention_lowering="auto"), jax.random.key(0))
+    )
+    batch = Batch(*[jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)] * len(Batch._fields))  # type: ignore[arg-type] # shapes
+    with jax.set_mesh(mesh):
+        jax.eval_shape(lambda params, batch: batch_loss(config, params, batch)[0], params, batch)
 
 
 def eval_step(
