@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gpt4jax import model
-from gpt4jax.model import blockwise, cached, parts
+from gpt4jax.model import cached, parts, tiles
 from gpt4jax.model.kernels import gpu, tpu
 from gpt4jax.model.parameters import tree
 
@@ -28,7 +28,7 @@ atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_e
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)  # the tests themselves compile each program once
-blockwise.MIN_BLOCK = 12  # rows here are short: let them have several blocks and parts, as long rows do
+tiles.MIN_BLOCK = 12  # rows here are short: let them have several blocks and parts, as long rows do
 parts.SPLIT_ABOVE, parts.MIN_WINDOW_BLOCK = 16, 4
 tpu.MIN_BLOCK = 8
 tpu.MAX_BLOCK = gpu.MAX_BLOCK = 16

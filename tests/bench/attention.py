@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from gpt4jax.model import attention, blockwise, masks, parts
+from gpt4jax.model import attention, masks, parts, tiles
 
 HEADS, HEAD_DIM = 4, 64
 
@@ -39,15 +39,15 @@ NAMES = ("dense", "banded", "strided", "fixed")
 
 def least(part: parts.Part, length: int) -> int:
     """The pairs of the fewest key tiles that hold what each block of queries sees, wherever these keys may lie."""
-    rows, q_len, k_len = blockwise.shape(part, length)
+    rows, q_len, k_len = tiles.shape(part, length)
     if part.kind == "window":
         seen = (part.mask(np.arange(part.block)[:, None] + part.before, np.arange(k_len)[None])).any(0).sum()
         return rows * part.block * int(seen)
-    found = blockwise.tiles(part.plan, part.offset, q_len, k_len, rows)
+    found = tiles.cover(part.plan, part.offset, q_len, k_len, rows)
     if found.unrolled is None:
         blocks, tile = [(start, min(start + found.size, q_len)) for start in range(0, q_len, found.size)], found.size
     else:
-        blocks, tile = [(start, end) for start, end, _ in found.unrolled], blockwise.MIN_BLOCK
+        blocks, tile = [(start, end) for start, end, _ in found.unrolled], tiles.MIN_BLOCK
     key = np.arange(k_len)
     apart = part.stride if part.kind == "residue" else 1
     k_pos = key * apart
@@ -69,10 +69,10 @@ def work() -> int:
         for stride in (128, round(math.sqrt(length))):
             for name in NAMES:
                 mask = pattern(name, stride, 32 if stride == 128 else 8)
-                seen, done = mask.pairs(length, length), blockwise.work(mask, length)
+                seen, done = mask.pairs(length, length), tiles.work(mask, length)
                 fewest = sum(least(part, length) for part in parts.split(mask, (), True, 0, length, length))
                 bad |= done > 1.1 * fewest
-                packed = blockwise.work(mask, length, plain=False)
+                packed = tiles.work(mask, length, plain=False)
                 pairs = f"{seen / length:8.1f} {done / length:8.1f} | {done / seen:5.2f} | {done / fewest:.3f}"
                 print(f"{name:12} {length:6} {stride:6} | {pairs} (in packed rows {packed / seen:.2f} over visible)")
     return int(bad)

@@ -15,7 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # it c
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import blockwise, parts
+from gpt4jax.model import parts, tiles
 from gpt4jax.model.kernels import gpu, tpu
 from tests.model import attention_cases as cases
 
@@ -42,8 +42,8 @@ def main() -> int:
     for number in range(flags.first, flags.first + flags.programs):
         name = list(SIZES)[number % len(SIZES)]
         for constant, value in SIZES[name].items():
-            setattr(blockwise, constant, value)
-        blockwise.tiles.cache_clear()
+            setattr(tiles, constant, value)
+        tiles.cover.cache_clear()
         tpu.MIN_BLOCK, tpu.MAX_BLOCK = 8, KERNEL_BLOCKS[number % len(KERNEL_BLOCKS)]
         gpu.MAX_BLOCK = 16 * (1 + number % 2)
         case = cases.draw_case(random.Random(number))

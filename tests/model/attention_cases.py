@@ -23,6 +23,7 @@ class Case(NamedTuple):
     of_heads: tuple[masks.Mask, ...]
     packed: bool
     soft_cap: float
+    restart: bool = True  # whether each document's positions begin at 0
 
 
 def pattern(rng: random.Random) -> masks.Mask:
@@ -35,6 +36,7 @@ def pattern(rng: random.Random) -> masks.Mask:
             masks.full(), local, masks.banded(stride) | masks.strided(stride), masks.strided(stride),
             masks.fixed(stride, count, rng.randrange(stride // count)), masks.summary(stride, count),
             masks.same_block(stride), local | masks.fixed(stride, count), masks.strided(stride) | masks.strided(7),
+            masks.fixed(stride, count, rng.randrange(stride // count)) | masks.strided(rng.choice((stride, 5))),
         ]
     )  # fmt: skip
 
@@ -73,7 +75,8 @@ def draw_case(rng: random.Random) -> Case:
         one = composition(rng)
         one = one & masks.causal() if rng.random() < 0.7 else one
     of_heads = (one,) * heads[0] if rng.random() < 0.6 else tuple(pattern(rng) for _ in range(heads[0]))
-    return Case(rng.choice(SHAPES), heads, of_heads, rng.random() < 0.6, rng.choice((0.0, 0.0, 3.0)))
+    packed, restart = rng.random() < 0.6, rng.random() < 0.8
+    return Case(rng.choice(SHAPES), heads, of_heads, packed, rng.choice((0.0, 0.0, 3.0)), restart)
 
 
 def draw_where(case: Case, rng: np.random.Generator) -> Where:
@@ -87,7 +90,7 @@ def draw_where(case: Case, rng: np.random.Generator) -> Where:
         for i, (start, end) in enumerate(zip([0, *cuts], [*cuts, s], strict=True)):
             segment[row, start:end] = 0 if i and end == s else i + 1
             position[row, start:end] = np.arange(end - start)
-    return Where(position, segment)
+    return Where(position if case.restart else None, segment)
 
 
 def draw_arrays(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt4jax.model import attention, blockwise, masks, parts, patterns
+from gpt4jax.model import attention, masks, parts, patterns, tiles
 from gpt4jax.model.arrangement import Where
 from tests.model import attention_cases as cases
 
@@ -33,10 +33,10 @@ SIZES = {
 def sizes(request, monkeypatch):
     """Blocks unrolled into one program, scanned, and rows of an arrangement in several chunks."""
     for name, value in SIZES[request.param].items():
-        monkeypatch.setattr(blockwise, name, value)
-    blockwise.tiles.cache_clear()
+        monkeypatch.setattr(tiles, name, value)
+    tiles.cover.cache_clear()
     yield request.param
-    blockwise.tiles.cache_clear()
+    tiles.cover.cache_clear()
 
 
 @pytest.mark.parametrize("seed", range(5))
