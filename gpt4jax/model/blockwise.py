@@ -187,6 +187,8 @@ def _each_window(part, function, chunk, c, q_steps, k_rows, merge):
 
 def _windows(part: Part, x: jax.Array, rows: int, c: int) -> jax.Array:
     """(1, B, K, places, H) -> (rows, B, K, c, H): windows that overlap, each one block on from the last."""
+    if rows == 1:
+        return x[:, :, :, :c]
     blocks = x[0, :, :, : window_places(part, rows)]
     blocks = blocks.reshape(*blocks.shape[:2], -1, part.block, blocks.shape[-1])
     shifted = [blocks[:, :, j : j + rows] for j in range(window_blocks(part))]
@@ -197,6 +199,8 @@ def _sum_windows(part: Part, d: jax.Array) -> jax.Array:
     """The way back: each place's sum over the windows that it lies in, (1, B, K, places, H)."""
     rows, n = d.shape[0], window_blocks(part)
     d = jnp.pad(d, [(0, 0)] * 3 + [(0, n * part.block - d.shape[3]), (0, 0)])
+    if rows == 1:
+        return d
     d = jnp.moveaxis(d.reshape(*d.shape[:3], n, part.block, d.shape[-1]), 0, 2)
     total = jnp.zeros((*d.shape[:2], rows + n - 1, *d.shape[4:]), d.dtype)
     for j in range(n):
