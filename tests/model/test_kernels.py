@@ -19,7 +19,7 @@ BANDED = CAUSAL & masks.banded(6)
 KERNELS = ("tpu", "gpu")
 
 
-@pytest.mark.parametrize(("lowering", "seed"), [("tpu", 2005), ("gpu", 2001)])
+@pytest.mark.parametrize(("lowering", "seed"), [("tpu", 2006), ("gpu", 2006)])
 def test_random_problems(seed, lowering):
     """A sample of `python -m tests.bench.attention_random`, which has 300 for each kernel."""
     assert cases.worst_error(cases.draw_case(random.Random(seed)), lowering, 2, seed) < 2e-6
