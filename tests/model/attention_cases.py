@@ -112,8 +112,12 @@ def visible(case: Case, where: Where) -> np.ndarray:
     return np.repeat(shown, case.heads[1], axis=1)
 
 
-def solve(case: Case, where: Where, q, k, v, dy) -> tuple[np.ndarray, ...]:
-    """The result, and the gradients of queries, keys and values, from the formulas."""
+def solve(case: Case, where: Where, q, k, v, dy) -> tuple[tuple[np.ndarray, ...], tuple[float, ...]]:
+    """The result and the gradients of queries, keys and values, from the formulas; and how large their terms are.
+
+    The gradient of a score is a difference, nearly nothing where one key has all the weight. The second tuple is the
+    largest value each array would have if nothing cancelled: what rounding errors are relative to.
+    """
     kv_heads, group = case.heads
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
     raw = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
@@ -122,16 +126,20 @@ def solve(case: Case, where: Where, q, k, v, dy) -> tuple[np.ndarray, ...]:
     weights = np.exp(scores - scores.max()) * visible(case, where)
     total = weights.sum(-1, keepdims=True)
     weights = weights / np.where(total == 0, 1, total)
-    y = np.einsum("bnts,bsnh->btnh", weights, v)
     d_weights = np.einsum("btnh,bsnh->bnts", dy, v)
-    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-    if capped is not None:
-        d_scores = d_scores * (1 - capped**2)
-    d_scores = d_scores / np.sqrt(q.shape[-1])
-    dq, dk = np.einsum("bnts,bsnh->btnh", d_scores, k), np.einsum("bnts,btnh->bsnh", d_scores, q)
-    dv = np.einsum("bnts,btnh->bsnh", weights, dy)
-    of_kv = lambda d: d.reshape(*d.shape[:2], kv_heads, group, -1).sum(3)  # noqa: E731
-    return y, dq, of_kv(dk), of_kv(dv)
+    inner = (weights * d_weights).sum(-1, keepdims=True)
+    slope = (1 if capped is None else 1 - capped**2) / np.sqrt(q.shape[-1])
+
+    def arrays(d_scores, weights, q, k, v, dy):
+        y = np.einsum("bnts,bsnh->btnh", weights, v)
+        dq, dk = np.einsum("bnts,bsnh->btnh", d_scores, k), np.einsum("bnts,btnh->bsnh", d_scores, q)
+        dv = np.einsum("bnts,btnh->bsnh", weights, dy)
+        return y, dq, *(d.reshape(*d.shape[:2], kv_heads, group, -1).sum(3) for d in (dk, dv))
+
+    terms = slope * weights * (np.abs(d_weights) + np.abs(inner))
+    truth = arrays(slope * weights * (d_weights - inner), weights, q, k, v, dy)
+    sizes = tuple(float(x.max()) for x in arrays(terms, weights, *map(np.abs, (q, k, v, dy))))
+    return truth, sizes
 
 
 def program(case: Case, lowering: str) -> Any:
@@ -149,18 +157,18 @@ def program(case: Case, lowering: str) -> Any:
     return jax.jit(run)
 
 
-def error(ours: Any, truth: tuple[np.ndarray, ...]) -> float:
-    """The largest error of the result and the three gradients, each relative to its largest value."""
+def error(ours: Any, truth: tuple[np.ndarray, ...], sizes: Any = None) -> float:
+    """The largest error of the result and the gradients, each relative to its largest value, or to `sizes`."""
     worst = 0.0
-    for one, true in zip(ours, truth, strict=True):
-        off, largest = np.max(np.abs(np.asarray(one, np.float64) - true)), np.max(np.abs(true))
-        worst = max(worst, float(off / largest if largest else off))
+    for one, true, size in zip(ours, truth, sizes or (float(np.max(np.abs(t))) for t in truth), strict=True):
+        off = float(np.max(np.abs(np.asarray(one, np.float64) - true)))
+        worst = max(worst, off / size if size else off)
     return worst
 
 
-def worst_error(case: Case, lowering: str, draws: int, seed: int, dtype: Any = jnp.float32) -> float:
-    """Over some draws of arrays and documents, all through one program."""
-    run, worst = program(case, lowering), 0.0
+def worst_errors(case: Case, lowering: str, draws: int, seed: int, dtype: Any = jnp.float32) -> tuple[float, float]:
+    """Relative to the largest value and to the terms, over some draws of arrays and documents, all in one program."""
+    run, worst, of_terms = program(case, lowering), 0.0, 0.0
     for i in range(draws):
         rng = np.random.default_rng([seed, i])
         where = draw_where(case, rng)
@@ -168,5 +176,11 @@ def worst_error(case: Case, lowering: str, draws: int, seed: int, dtype: Any = j
         if dtype == jnp.bfloat16:  # what is measured is the arithmetic, not the rounding of the inputs
             arrays = tuple(np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays)
         ours = run(*(jnp.asarray(a, dtype) for a in arrays), where)
-        worst = max(worst, error(ours, solve(case, where, *arrays)))
-    return worst
+        truth, sizes = solve(case, where, *arrays)
+        worst, of_terms = max(worst, error(ours, truth)), max(of_terms, error(ours, truth, sizes))
+    return worst, of_terms
+
+
+def worst_error(case: Case, lowering: str, draws: int, seed: int, dtype: Any = jnp.float32) -> float:
+    """Relative to the largest value."""
+    return worst_errors(case, lowering, draws, seed, dtype)[0]
