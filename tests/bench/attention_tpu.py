@@ -4,9 +4,9 @@ The step is the real one, with kernels for TPU, at 32,768 tokens a row, layers s
 data x fsdp x tensor. Needs the extra `tpu` (libtpu compiles on any CPU). What is printed: compile time, and the bytes
 of HBM that a chip's arguments and temporaries take. A pattern such as A,B is one program whose layers alternate.
 
-jax 0.10.2, libtpu 0.0.42.1, a busy CPU of two cores (compile times are of no use): v5p:4x4x4 dense 2.53 GiB of
-arguments + 14.92 GiB of temporaries, strided:181 + 15.43; v6e:8x8 dense + 15.10, strided:128 + 15.35. All eight
-patterns in two cycles of four, v5p:4x4x4: + 13.25 and + 12.99.
+jax 0.10.2, libtpu 0.0.42.1, a busy CPU of two cores (compile times are of no use). One pattern in all layers: v5p:4x4x4
+dense 2.53 GiB of arguments + 14.92 GiB of temporaries, strided:181 + 15.43; v6e:8x8 dense + 15.10, strided:128 + 15.35.
+All eight patterns, in two cycles of four: v5p:4x4x4 + 13.25 and + 12.99, v6e:8x8 + 12.80 and + 12.91.
 """
 
 import argparse
