@@ -5,7 +5,7 @@ is the marker. A layer sees the marker itself or it does not; then a token betwe
 behind the marker, those d behind it with a weight of 1 / d: on rows of 256 tokens first, then of 1,024, then of 4,096.
 Measured on rows never seen, at the place exactly 3,000 tokens behind the marker. Two layers of width 64.
 
-Seed 1, 3 to 6 minutes each on two busy cores (the last one 36): all but banded:256 1.000; banded:256, whose two layers
+Seed 1, 3 to 6 minutes each on two busy cores (the last one 16): all but banded:256 1.000; banded:256, whose two layers
 reach 510 tokens back, 0.082.
 """
 
