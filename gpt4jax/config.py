@@ -115,7 +115,7 @@ def default() -> ml_collections.ConfigDict:
     e.memory_len = 0  # tokens of memory (transformer_xl); 0: as many as in training, -1: none
     e.log_every_steps = 10  # lines of metrics.jsonl
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
-    e.sample_tokens = 64  # of that continuation
+    e.sample_tokens = 64  # of that continuation, at least 1
     return c.lock()
 
 
@@ -203,7 +203,7 @@ _AT_LEAST = {
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
     "eval.memory_len": -1,
-    "eval.log_every_steps": 0, "eval.sample_tokens": 0, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0,
+    "eval.log_every_steps": 0, "eval.sample_tokens": 1, "optimizer.learning_rate": 0, "optimizer.final_fraction": 0,
     "optimizer.eps": 0,
     "optimizer.weight_decay": 0, "optimizer.grad_clip_norm": 0, "optimizer.z_loss": 0, "optimizer.beta1": 0,
     "optimizer.beta2": 0, "optimizer.decay_steps": 0, "model.attention_soft_cap": 0, "model.logit_soft_cap": 0,
