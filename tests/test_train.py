@@ -211,6 +211,7 @@ BAD = {
     ),
     "lowering": (["--config.model.attention_lowering=cudnn"], "cannot do rows of several segments; blockwise and tpu"),
     "log": (["--config.eval.log_every_steps=-1"], "eval.log_every_steps is -1; it must be at least 0"),
+    "no sample": (["--config.eval.sample_tokens=0"], "eval.sample_tokens is 0; it must be at least 1"),
     "no micro-batches": (["--config.optimizer.micro_batches=0"], "optimizer.micro_batches is 0"),
     "no rows": (["--config.batch_size=-8"], "batch_size is -8; it must be at least 1"),
     "seed": (["--config.seed=-1"], "seed is -1; it must be at least 0"),
