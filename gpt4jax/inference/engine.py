@@ -18,9 +18,11 @@ from jax.sharding import Mesh
 from gpt4jax import model
 from gpt4jax.data.tokenizer import Tokenizer
 from gpt4jax.errors import UserError
+from gpt4jax.inference.candidates import Candidates, Score
 from gpt4jax.inference.pool import Chunk, Pool
 from gpt4jax.inference.prefix import PrefixCache
 from gpt4jax.inference.programs import Rows
+from gpt4jax.inference.reader import Reader
 from gpt4jax.inference.request import Event, Request, Result
 from gpt4jax.inference.sampling import Settings
 from gpt4jax.inference.slot import Slot
@@ -88,6 +90,7 @@ class Engine:
         if mesh is not None:
             partition.check_parameters(config, mesh)
         self._pool = self._make_pool(params, draft, rows=rows, mesh=mesh, weights=weights, consume=consume)
+        self._reader: Reader | None = None  # which has a cache of its own
         self._prefixes = PrefixCache(self._chunk, prefix_bytes)
         self._slots: list[Slot | None] = [None] * self._pool.rows
         self._waiting: deque[Slot] = deque()
@@ -146,22 +149,37 @@ class Engine:
         finally:
             self.cancel(number)
 
+    def score(self, items: Sequence[Candidates]) -> Iterator[tuple[int, list[Score]]]:
+        """Each item's number and the scores of its texts, as they come; what texts begin with is read once.
+
+        An item's scores are a function of the item alone, to the last bit.
+
+        Raises:
+            UserError: a text that does not fit; then none is begun.
+        """
+        for item in items:
+            for text in item.texts:
+                self._check(text, 0)
+        if self._reader is None:
+            self._reader = Reader(self._pool, self.max_len)
+        return self._reader.score(items)
+
+    @property
+    def tokens_scored(self) -> int:
+        """Tokens that were read to score candidates so far, padding included: what the time goes with."""
+        return 0 if self._reader is None else self._reader.tokens_read
+
     def loglikelihood(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """For each (context, continuation): the continuation's log probability, and whether greedy choice gives it.
 
         Raises:
             UserError: a context without tokens: begin it with the tokenizer's `start`.
         """
-        texts = [(list(before), list(after)) for before, after in pairs]
-        if not all(before for before, _ in texts):
-            raise UserError("a continuation can be scored only after a context of at least one token")
-        # No continuation at all is certain.
-        requests = [Request(before + after, 0, score_from=len(before)) for before, after in texts if after]
-        results = iter(self.generate(requests))
-        scores = [next(results) if after else None for _, after in texts]
-        return [
-            (0.0, True) if r is None else (float(r.prompt_logprobs.sum()), bool(r.prompt_greedy.all())) for r in scores
-        ]
+        items = [Candidates(((*before, *after),), (len(before),), shared=len(before)) for before, after in pairs]
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(items)
+        for i, (one,) in self.score(items):
+            scores[i] = one.logprob, one.greedy
+        return scores
 
     def warm_up(self) -> None:
         """Compiles every program there is, so that no request waits for one."""
@@ -216,19 +234,18 @@ class Engine:
         return sum(slot is not None and getattr(slot, what) for slot in self._slots)
 
     def _checked(self, request: Request) -> Slot:
-        length = len(request.prompt) + request.max_tokens
-        if length > self.max_len:
-            limit = "model's max_seq_len" if self.max_len == self.config.max_seq_len else "engine's max_len"
-            raise UserError(
-                f"a prompt of {len(request.prompt)} tokens and {request.max_tokens} more exceed the {limit} "
-                f"{self.max_len}"
-            )
-        strange = [token for token in request.prompt if not 0 <= token < self.config.vocab_size]
-        if strange:
-            raise UserError(f"the prompt has the token {strange[0]}; ids lie in [0, {self.config.vocab_size})")
+        self._check(request.prompt, request.max_tokens)
         if request.stop and self.tokenizer is None:
             raise UserError("stop texts need a tokenizer: give the engine one, or stop_ids to the request")
         return Slot(request, self.tokenizer)
+
+    def _check(self, tokens: Sequence[int], more: int) -> None:
+        if len(tokens) + more > self.max_len:
+            limit = "model's max_seq_len" if self.max_len == self.config.max_seq_len else "engine's max_len"
+            raise UserError(f"a prompt of {len(tokens)} tokens and {more} more exceed the {limit} {self.max_len}")
+        strange = [token for token in tokens if not 0 <= token < self.config.vocab_size]
+        if strange:
+            raise UserError(f"the prompt has the token {strange[0]}; ids lie in [0, {self.config.vocab_size})")
 
     def _enqueue(self, slot: Slot) -> int:
         slot.number = self._submitted

@@ -53,9 +53,9 @@ class Pool:
         self.config, self.vocab_size, self.mesh = config, vocab_size, mesh
         self.parts = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in axes.RULES["act_batch"]]))
         self.rows = rows * self.parts
-        with self._on_mesh():
+        with self.on_mesh():
             self.params = prepare(config, params, weights=weights, mesh=mesh, consume=consume)
-            cache, seen = self._place(CACHE_AXES), self._place(("act_batch", "act_len"))
+            cache, seen = self.place(CACHE_AXES), self.place(("act_batch", "act_len"))
             empty = lambda: model.init_cache(config, self.rows, length, append=append).cache  # noqa: E731
             self.cache = jax.jit(empty, out_shardings=cache)()
             self._seen_bv = jax.jit(lambda: jnp.zeros((self.rows, config.vocab_size), bool), out_shardings=seen)()
@@ -66,7 +66,7 @@ class Pool:
 
     def draw(self, rows: Rows) -> Drawn:
         """One token for every row (a pool of another kind: more), on the host."""
-        with self._on_mesh():
+        with self.on_mesh():
             self.cache, self._seen_bv, drawn = programs.step(
                 self.config, self.vocab_size, self.params, self.cache, self._seen_bv, rows
             )
@@ -82,7 +82,7 @@ class Pool:
         for row, chunk in chunks.items():
             tokens_bt[self.part(row), : len(chunk.tokens)] = chunk.tokens
             targets_bt[self.part(row), : len(chunk.targets)] = chunk.targets
-        with self._on_mesh():
+        with self.on_mesh():
             self.cache, scores = programs.prefill(
                 self.config, self.params, self.cache, row_b, length_b, tokens_bt, targets_bt
             )
@@ -94,14 +94,14 @@ class Pool:
     def read_block(self, row: int, start: int, size: int) -> tuple[KeysValues, ...]:
         """Keys and values of some of a row's tokens, on the host, stacked over the layers: (L, K, size, H)."""
         row_b, _ = self._each_part({row: start})
-        with self._on_mesh():
+        with self.on_mesh():
             blocks = programs.read_block(self.cache, row_b, np.int32(start), size)
         return (jax.tree.map(lambda leaf: np.asarray(leaf)[self.part(row)].copy(), blocks),)
 
     def write_block(self, row: int, start: int, block: tuple[KeysValues, ...]) -> None:
         """Puts them into any row, the same bits."""
         row_b, start_b = self._each_part({row: start})
-        with self._on_mesh():
+        with self.on_mesh():
             blocks = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.parts, *leaf.shape)), block[0])
             self.cache = programs.write_block(self.cache, row_b, start_b, blocks)
 
@@ -109,7 +109,7 @@ class Pool:
         """Sets the tokens of a row's text so far, for the repetition penalty."""
         seen_v = np.zeros(self.config.vocab_size, bool)
         seen_v[tokens] = True
-        with self._on_mesh():
+        with self.on_mesh():
             self._seen_bv = programs.set_seen(self._seen_bv, np.int32(row), seen_v)
 
     def _each_part(self, values: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,10 +119,10 @@ class Pool:
             row_b[self.part(row)], value_b[self.part(row)] = row % (self.rows // self.parts), value
         return row_b, value_b
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _place(self, names: tuple[str, ...]) -> jax.sharding.Sharding:
+    def place(self, names: tuple[str, ...]) -> jax.sharding.Sharding:
         if self.mesh is None:
             return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return NamedSharding(self.mesh, axes.spec(names))

@@ -51,7 +51,7 @@ class SpeculativePool(Pool):
     def draw(self, rows: Rows) -> Drawn:
         """From one token to `draft_tokens` + 1 for every row, on the host."""
         small = self._small
-        with self._on_mesh():
+        with self.on_mesh():
             self.cache, small.cache, self._seen_bv, drawn = _round(
                 (self.config, small.config), self.vocab_size, self._draft_tokens, (self.params, small.params),
                 self.cache, small.cache, self._seen_bv, rows,

@@ -63,12 +63,30 @@ def room(pattern: str, layer: KeysValues) -> int:
     return places - seen + 1 if isinstance(layer, Ring) and seen is not None else places
 
 
+class Tree(NamedTuple):
+    """Rows that branch: what each place of a cache holds, (B, S) each. Places behind a row's end may say anything.
+
+    A row is a stem and, behind it, texts that go on from there, each as if the others were not there. A token sees
+    the stem and its own branch; positions count along a branch, on from the stem. One pass over the stem serves all.
+    """
+
+    position_bs: jax.Array
+    branch_bs: jax.Array  # 0: the stem
+    before_bs: jax.Array  # the token before each, along its branch; -1 before the first
+
+    def of_new(self, length_b: jax.Array, t: int) -> tuple[jax.Array, jax.Array]:
+        """The positions and branches of the T tokens that come behind each row's end, (B, T)."""
+        place_bt = length_b[:, None] + jnp.arange(t)
+        return tuple(jnp.take_along_axis(a, place_bt, axis=1) for a in (self.position_bs, self.branch_bs))  # type: ignore[return-value]
+
+
 class Cached(NamedTuple):
-    """One layer's cache as a batch sees it: `length_b` tokens of each row; `row_b` as `model.State` has it."""
+    """One layer's cache as a batch sees it: `length_b` tokens of each row; `row_b` and `tree` as `model.State` has."""
 
     cache: KeysValues
     length_b: jax.Array
     row_b: jax.Array | None
+    tree: Tree | None = None
 
     def append(self, new: KeysValues) -> "Cached":
         """The cache with T new tokens (B, K, T, H) written behind each row's own end; none for a row of -1."""
@@ -83,10 +101,12 @@ class Cached(NamedTuple):
             return constrain(out.reshape(old.shape), *CACHE_AXES)
 
         cache = jax.tree.map(update, self.cache, type(self.cache)(*new))
-        return Cached(cache, self.length_b + t, self.row_b)
+        return self._replace(cache=cache, length_b=self.length_b + t)
 
     def positions(self, place_s: jax.Array) -> jax.Array:
         """The position of the token that each place holds for each row, (B, S); negative: of none."""
+        if self.tree is not None:
+            return jnp.where(place_s < self.length_b[:, None], self.tree.position_bs[:, place_s], -1)
         last_b1 = self.length_b[:, None] - 1
         return last_b1 - (last_b1 - place_s) % self.cache.k_bksh.shape[2]
 
@@ -106,6 +126,8 @@ class Cached(NamedTuple):
 
     def before(self, start: jax.Array, size: int) -> jax.Array:
         """The tokens before places start to start + size, (B, size); -1 before the first."""
+        if self.tree is not None:
+            return jax.lax.dynamic_slice_in_dim(self.tree.before_bs, start, size, axis=1)
         token_bks1 = self.block(jnp.maximum(start - 1, 0), size).token_bks1
         assert token_bks1 is not None
         token_bs = token_bks1[:, 0, :, 0]
@@ -173,6 +195,9 @@ def attend_cached(
     lowest = jnp.finfo(stable).min
     size = min(CACHE_BLOCK, s)
     masks = of_heads if len(set(of_heads)) > 1 else of_heads[:1]
+    branch_bm = None
+    if (tree := cached.tree) is not None:
+        branch_bm = jnp.tile(tree.of_new(cached.length_b - t, t)[1], (1, n // k))
 
     def add_block(i, carry):
         top, total, out = carry
@@ -183,6 +208,9 @@ def attend_cached(
         there_bs = (k_pos_bs >= 0) & (place_s >= i * size)
         visible_bkms = jnp.stack([mask(q_pos_bm[:, :, None], k_pos_bs[:, None]) for mask in masks], axis=1)
         visible_bkms &= there_bs[:, None, None]
+        if tree is not None and branch_bm is not None:
+            branch_b1s = tree.branch_bs[:, place_s][:, None]
+            visible_bkms &= ((branch_b1s == 0) | (branch_b1s == branch_bm[:, :, None]))[:, None]
         if q_token_bm is not None:
             before_b1s = cached.before(start, size)[:, None]
             follow_bms = follows(q_pos_bm[:, :, None], k_pos_bs[:, None], q_token_bm[:, :, None], before_b1s)

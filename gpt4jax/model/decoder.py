@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gpt4jax.model import cached, layers, mup, patterns, position, transformer_xl
 from gpt4jax.model.axes import constrain
-from gpt4jax.model.cached import Cached, KeysValues, Ring
+from gpt4jax.model.cached import Cached, KeysValues, Ring, Tree
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table
@@ -23,11 +23,14 @@ class State(NamedTuple):
 
     Without `row_b` the batch's rows are the cache's. With it the cache is read as B equal parts, one for each row
     of the batch, and `row_b` says which row of its part that is. For -1 nothing is written.
+
+    With `tree` rows branch: then it says where the cache's tokens and the new ones belong, and there may be no rings.
     """
 
     cache: tuple[KeysValues, ...]
     length_b: jax.Array
     row_b: jax.Array | None = None
+    tree: Tree | None = None
 
 
 class Decoder(nn.Module):
@@ -163,6 +166,8 @@ def forward(
     t = tokens_bt.shape[1]
     _check_state(config, t, segment_ids_bt, state, dropout_key)
     plain = positions_bt is None and state is None
+    if positions_bt is None and isinstance(state, State) and state.tree is not None:
+        positions_bt, _ = state.tree.of_new(state.length_b, t)
     if positions_bt is None:
         positions_bt = jnp.arange(t)[None] + (state.length_b[:, None] if isinstance(state, State) else 0)
     embed_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -288,7 +293,7 @@ def _run_cached(config, params, x_btd, rows, state):
     each = _unstack(params, config.num_layers) if isinstance(params, Mapping) else params
     for pattern, layer, held in zip(_patterns(config), each, state.cache, strict=True):
         x_btd, cache = layers.block(
-            config, pattern, layer, x_btd, rows, Cached(held, state.length_b, state.row_b), None
+            config, pattern, layer, x_btd, rows, Cached(held, state.length_b, state.row_b, state.tree), None
         )
         caches.append(cache)
     return x_btd, tuple(caches)
