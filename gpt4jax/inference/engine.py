@@ -50,8 +50,8 @@ class Engine:
         config, params: the decoder, as `model.init`, a checkpoint or `weights.load` give it.
         tokenizer: for texts, stop texts and end tokens, and for which ids may be drawn; None: ids only.
         rows: requests that are decoded at once on each device (or group of devices that split a row).
-        max_len: tokens of prompt and continuation together. 0: max_seq_len. The cache has `rows` times as many in
-            each layer; in one of "banded:W" no more than W - 1 and a chunk (`model.cache_bytes`).
+        max_len: tokens of prompt and continuation together (of texts to score: always max_seq_len). 0: max_seq_len.
+            The cache has `rows` times as many in each layer; in one of "banded:W" no more than W - 1 and a chunk (`model.cache_bytes`).
         weights: "" as they are, "float32", "bfloat16" or "int8" (`prepare`).
         mesh: rows over data and fsdp, and matrices as in training; None: one device.
         prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
@@ -91,6 +91,7 @@ class Engine:
             partition.check_parameters(config, mesh)
         self._pool = self._make_pool(params, draft, rows=rows, mesh=mesh, weights=weights, consume=consume)
         self._reader: Reader | None = None  # which has a cache of its own
+        self._tokens_scored = 0  # by readers that were too short
         self._prefixes = PrefixCache(self._chunk, prefix_bytes)
         self._slots: list[Slot | None] = [None] * self._pool.rows
         self._waiting: deque[Slot] = deque()
@@ -159,15 +160,23 @@ class Engine:
         """
         for item in items:
             for text in item.texts:
-                self._check(text, 0)
-        if self._reader is None:
-            self._reader = Reader(self._pool, self.max_len)
+                self._check(text, 0, self.config.max_seq_len)
+        longest = max((len(text) for item in items for text in item.texts), default=1)
+        if self._reader is None or longest > self._reader.max_len:
+            self._tokens_scored = self.tokens_scored
+            # By powers of two: a longer row is another program.
+            self._reader = Reader(self._pool, min(1 << (longest - 1).bit_length(), self.config.max_seq_len))
         return self._reader.score(items)
+
+    @property
+    def rows(self) -> int:
+        """Requests that are decoded at once, on all devices together."""
+        return self._pool.rows
 
     @property
     def tokens_scored(self) -> int:
         """Tokens that were read to score candidates so far, padding included: what the time goes with."""
-        return 0 if self._reader is None else self._reader.tokens_read
+        return self._tokens_scored + (0 if self._reader is None else self._reader.tokens_read)
 
     def loglikelihood(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         """For each (context, continuation): the continuation's log probability, and whether greedy choice gives it.
@@ -234,15 +243,15 @@ class Engine:
         return sum(slot is not None and getattr(slot, what) for slot in self._slots)
 
     def _checked(self, request: Request) -> Slot:
-        self._check(request.prompt, request.max_tokens)
+        self._check(request.prompt, request.max_tokens, self.max_len)
         if request.stop and self.tokenizer is None:
             raise UserError("stop texts need a tokenizer: give the engine one, or stop_ids to the request")
         return Slot(request, self.tokenizer)
 
-    def _check(self, tokens: Sequence[int], more: int) -> None:
-        if len(tokens) + more > self.max_len:
-            limit = "model's max_seq_len" if self.max_len == self.config.max_seq_len else "engine's max_len"
-            raise UserError(f"a prompt of {len(tokens)} tokens and {more} more exceed the {limit} {self.max_len}")
+    def _check(self, tokens: Sequence[int], more: int, limit: int) -> None:
+        if len(tokens) + more > limit:
+            whose = "model's max_seq_len" if limit == self.config.max_seq_len else "engine's max_len"
+            raise UserError(f"a prompt of {len(tokens)} tokens and {more} more exceed the {whose} {limit}")
         strange = [token for token in tokens if not 0 <= token < self.config.vocab_size]
         if strange:
             raise UserError(f"the prompt has the token {strange[0]}; ids lie in [0, {self.config.vocab_size})")
