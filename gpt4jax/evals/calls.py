@@ -13,6 +13,7 @@ that were kept.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,3 +143,8 @@ class Task:
     malformed: tuple[Malformed, ...] = ()
     chance: float | None = None
     source: str = ""
+
+
+def hashed(item: Item) -> str:
+    """An order of items that says nothing about them and depends on nothing else."""
+    return hashlib.sha256(item.id.encode()).hexdigest()

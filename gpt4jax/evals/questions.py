@@ -1,7 +1,6 @@
 """Multiple-choice questions: what they are, how a model is asked, and how its choice is scored."""
 
 import dataclasses
-import hashlib
 import math
 import string
 from collections.abc import Callable, Iterable, Sequence
@@ -145,7 +144,7 @@ def outcome(question: Question, chosen: Chosen, letters: bool) -> Outcome:
     metrics["mass"] = math.fsum(math.exp(x) for x in chosen.logprobs)
     best = max(range(len(question.choices)), key=lambda i: chosen.logprobs[i])
     answer = LETTERS[best] if letters else question.choices[best]
-    return Outcome(metrics, answer, {"gold": question.gold, "logprobs": list(chosen.logprobs)})
+    return Outcome(metrics, answer, {"gold": question.gold, "letters": letters, "logprobs": list(chosen.logprobs)})
 
 
 def share(scores: Sequence[float], gold: int) -> float:
@@ -178,8 +177,3 @@ def task(
 
     chance = math.fsum(1 / len(item.data.choices) for item in items) / max(len(items), 1)
     return Task(name, metric, items, solve, tuple(malformed), chance, source)
-
-
-def hashed(item: Item) -> str:
-    """An order of items that says nothing about them and depends on nothing else."""
-    return hashlib.sha256(item.id.encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TextIO
 from gpt4jax import files
 from gpt4jax.errors import UserError
 from gpt4jax.evals.asking import TooLong, key
-from gpt4jax.evals.calls import Call, Chosen, Generated, Item, Outcome, Output, Task
+from gpt4jax.evals.calls import Call, Chosen, Generated, Item, Outcome, Output, Task, hashed
 
 Ask = Callable[[Sequence[Call]], Iterator[tuple[int, Output | TooLong]]]
 _KINDS = {"chosen": Chosen, "generated": Generated, "too_long": TooLong}
@@ -88,8 +88,12 @@ class Kept:
         self._file.close()
 
 
-def run(task: Task, items: Iterable[Item], ask: Ask, kept: Kept, told: Callable[[int, int], None]) -> list[Scored]:
-    """What each item came to, in their order. `told(done, known)` hears of each call that is answered.
+def run(
+    task: Task, items: Iterable[Item], ask: Ask, kept: Kept, told: Callable[[int, int, bool], None]
+) -> list[Scored]:
+    """What each item came to, in their order. `told(done, known, new)` hears of calls that are answered.
+
+    Of those there were before and of each new one: how many, of how many that are known of so far.
 
     Items go stage by stage together, so that there is always enough to do at once. An item one of whose calls
     does not fit the context window has no outcome.
@@ -112,12 +116,12 @@ def run(task: Task, items: Iterable[Item], ask: Ask, kept: Kept, told: Callable[
         missing = {name: call for name, call in calls.items() if name not in kept}
         known += len(calls)
         done += len(calls) - len(missing)
-        told(done, known)
+        told(done, known, False)
         names = list(missing)
         for number, output in ask(list(missing.values())):
             kept.put(names[number], output)
             done += 1
-            told(done, known)
+            told(done, known, True)
         for i, asked in stage.items():
             outputs = [kept[key(call)] for call in asked]
             too_long = next((output for output in outputs if isinstance(output, TooLong)), None)
@@ -129,3 +133,11 @@ def run(task: Task, items: Iterable[Item], ask: Ask, kept: Kept, told: Callable[
             sent[i] = [output for output in outputs if not isinstance(output, TooLong)]
             dropped[i] = max([dropped[i], *(output.dropped for output in sent[i])])
     return [ends[i] for i in range(len(items))]
+
+
+def sample(items: Sequence[Item], count: int | None) -> list[Item]:
+    """`count` of the items (None: all), those that come first by a hash of their ids, in their own order."""
+    if count is None or count >= len(items):
+        return list(items)
+    chosen = {item.id for item in sorted(items, key=hashed)[:count]}
+    return [item for item in items if item.id in chosen]

@@ -51,7 +51,8 @@ class Engine:
         tokenizer: for texts, stop texts and end tokens, and for which ids may be drawn; None: ids only.
         rows: requests that are decoded at once on each device (or group of devices that split a row).
         max_len: tokens of prompt and continuation together (of texts to score: always max_seq_len). 0: max_seq_len.
-            The cache has `rows` times as many in each layer; in one of "banded:W" no more than W - 1 and a chunk (`model.cache_bytes`).
+            The cache has `rows` times as many in each layer; in one of "banded:W" no more than W - 1 and a chunk
+            (`model.cache_bytes`).
         weights: "" as they are, "float32", "bfloat16" or "int8" (`prepare`).
         mesh: rows over data and fsdp, and matrices as in training; None: one device.
         prefix_bytes: of host memory for the beginnings of prompts; 0: none are kept.
