@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from gpt4jax.errors import UserError
-from gpt4jax.evals import bias_tasks, choice_tasks, generation_tasks
+from gpt4jax.evals import bias_tasks, choice_tasks, generation_tasks, humaneval
 from gpt4jax.evals.calls import Task
 
-TASKS = {**choice_tasks.TASKS, **generation_tasks.TASKS, **bias_tasks.TASKS}
+TASKS = {**choice_tasks.TASKS, **generation_tasks.TASKS, **bias_tasks.TASKS, **humaneval.TASKS}
 
 
 def build(names: Sequence[str], places: Mapping[str, str], shots: int | None, cache_dir: pathlib.Path) -> list[Task]:
