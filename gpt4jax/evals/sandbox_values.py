@@ -108,15 +108,20 @@ def decode(line: str):
     try:
         found = json.loads(line)
         if isinstance(found, dict) and "error" in found:
-            kind = getattr(builtins, found["error"], None)
-            plain = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, StopIteration)
-            # StopIteration would end a test's loop as if all were done.
-            error = kind() if plain and kind is not StopAsyncIteration else RuntimeError()
+            error = _error(found["error"])
         else:
             return _value(found)
     except Exception as broken:
         raise GoneError("what came is no value") from broken
     raise error
+
+
+def _error(name: str) -> Exception:
+    """A built-in error; of those that would end a test's loop as if all were done, another."""
+    kind = getattr(builtins, name, None)
+    stops = (StopIteration, StopAsyncIteration)
+    plain = isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, stops)
+    return kind() if plain and kind is not None else RuntimeError()
 
 
 def _value(found):

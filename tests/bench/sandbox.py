@@ -32,9 +32,7 @@ def solutions(rounds: int) -> None:
         failed = [(item.id, v.reason) for item, v in zip(items, verdicts, strict=True) if not v.passed]
         print(f"canonical solutions: {len(items) - len(failed)} of {len(items)} pass {failed}")
         slowest = max(verdict.seconds for verdict in verdicts)
-        print(
-            f"{statistics.median(rates):.0f} programs/s (median of {[round(r) for r in rates]}); slowest {slowest:.2f} s"
-        )
+        print(f"{statistics.median(rates):.0f} programs/s ({[round(r) for r in rates]}); slowest {slowest:.2f} s")
         for name, body in BODIES.items():
             verdicts = sandbox.check_many([(item.data.problem, body) for item in items])
             print(f"{name}: {sum(verdict.passed for verdict in verdicts)} of {len(items)} pass")
