@@ -10,11 +10,11 @@ from gpt4jax.evals.sandbox import Limits, Problem, Sandbox
 from tests.evals import attacks
 
 SAMPLE = (
-    "tcp", "udp", "local socket", "write a file", "overwrite", "symbolic link out", "read a secret file", "environment",
-    "fork that stays", "shell", "kill the forker", "stop itself", "memory", "output flood", "close every file",
-    "io_uring", "fake: exit 0", "fake: raise StopIteration", "fake: an int equal to everything",
-    "fake: walk the frames", "fake: say passed on every file", "fake: answer before it is asked", "fake: poke an integer",
-    "fake: a lazy object",
+    "tcp", "udp", "local socket", "write a file", "overwrite", "symbolic link out", "read a secret file",
+    "environment", "fork that stays", "shell", "kill the forker", "stop itself", "memory", "output flood",
+    "close every file", "io_uring", "fake: exit 0", "fake: raise StopIteration", "fake: an int equal to everything",
+    "fake: walk the frames", "fake: say passed on every file", "fake: answer before it is asked",
+    "fake: poke an integer", "fake: a lazy object",
 )  # fmt: skip
 
 
