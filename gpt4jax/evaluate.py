@@ -1,12 +1,16 @@
 """Evaluates a model: `python -m gpt4jax.evaluate (--workdir DIR | --weights NAME) --tasks mmlu,humaneval --out DIR`.
 
-DIR gets results.json, a file of items for each task, and answers.jsonl, from which a killed run goes on.
+DIR gets results.json, report.html, a file of items for each task, answers.jsonl, from which a killed run goes on, and
+of OpenAI's evals their own log, in evallogs/.
 """
 
 import argparse
+import datetime
 import hashlib
 import json
+import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=pathlib.Path, help="a folder; of a run that was stopped: the same one")
     parser.add_argument("--limit", type=int, help="items of each task: those that come first by a hash (default: all)")
     parser.add_argument("--shots", type=int, help="solved examples in front (default: as many as each task has)")
+    parser.add_argument("--registry_path", default="", help="a folder of OpenAI Evals, for tasks oai:NAME")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PLACE", help="your own file for a task")
     parser.add_argument(
         "--batch_size", type=int, default=ROWS, help=f"generations at once, 1 to {ROWS}: changes no score"
@@ -46,14 +51,16 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if flags.out is None:
         raise UserError("--out is missing: where shall the results go?")
-    if (flags.limit or 1) < 1 or (flags.shots or 0) < 0 or not 1 <= flags.batch_size <= ROWS:
+    limit, shots = 1 if flags.limit is None else flags.limit, 0 if flags.shots is None else flags.shots
+    if limit < 1 or shots < 0 or not 1 <= flags.batch_size <= ROWS:
         raise UserError(
             f"--limit is {flags.limit}, --shots {flags.shots}, --batch_size {flags.batch_size}: at least 1, "
             f"at least 0 and from 1 to {ROWS}"
         )
     places = dict(_pair(text) for text in flags.data)
-    tasks = catalog.build(flags.tasks.split(","), places, flags.shots, files.cache_dir())
-    return evaluate(flags, tasks)
+    names = flags.tasks.split(",")
+    catalog.check(names, places)
+    return evaluate(flags, names, places)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -63,16 +70,21 @@ def _pair(text: str) -> tuple[str, str]:
     return name, place
 
 
-def evaluate(flags: argparse.Namespace, tasks: Sequence[Any]) -> int:
+def evaluate(flags: argparse.Namespace, names: Sequence[str], places: Mapping[str, str]) -> int:
     """Asks, scores and writes, task by task."""
-    from gpt4jax.evals import runner, summary
+    from gpt4jax.evals import catalog, oai_log, report, runner, summary
     from gpt4jax.evals.asking import Asker
 
     out = files.local_folder(flags.out, "--out")
     engine, template, about = _engine(flags)
     asker = Asker(engine, template, flags.batch_size, flags.seed)
     kept = runner.Kept(out / "answers.jsonl", about)
-    results: dict[str, Any] = {"model": about, "limit": flags.limit, "tasks": {}}
+    tasks = catalog.build(
+        names, places, flags.shots, files.cache_dir(), registry=flags.registry_path, as_text=template is None
+    )
+    model = flags.weights or flags.workdir.name
+    results: dict[str, Any] = {"name": model, "model": about, "limit": flags.limit, "tasks": {}}
+    run = oai_log.run_id(datetime.datetime.now(datetime.UTC), os.urandom(5))
     for task in tasks:
         started, tokens = time.perf_counter(), engine.tokens_scored
         with _Progress(task.name) as progress:
@@ -84,8 +96,12 @@ def evaluate(flags: argparse.Namespace, tasks: Sequence[Any]) -> int:
         lines = (json.dumps(summary.line(one), ensure_ascii=False) + "\n" for one in scored)
         files.replace(out / f"items-{task.name}.jsonl", "".join(lines))
         files.replace(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        if task.name not in catalog.TASKS:
+            oai_log.write(out / "evallogs", task, scored, model, run, " ".join(sys.argv))
         print(summary.words(task.name, found), flush=True)
     kept.close()
+    report.write(out, results)
+    job.say(f"{out / 'report.html'}")
     return 0
 
 
@@ -104,6 +120,8 @@ def _engine(flags: argparse.Namespace):
     if loaded.tokenizer is None:
         raise UserError(f"{loaded.source} has no tokenizer: without it there are no texts")
     max_len = flags.max_len or min(WINDOW, loaded.config.max_seq_len)
+    if not 1 <= max_len <= loaded.config.max_seq_len:
+        raise UserError(f"--max_len is {max_len}; this model's window has {loaded.config.max_seq_len} tokens")
     template = None
     if loaded.chat_template:
         template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(loaded.source))

