@@ -93,3 +93,10 @@ def test_sparse_attention(monkeypatch):
     assert "strided:128 at 32768 tokens: 2080 of 2080 causal blocks of 512 are not empty" in text
     assert "dense: pairs grow as length^2.00" in text and "strided:128: pairs grow as length^" in text
     assert pictures == 3
+
+
+def test_exams(monkeypatch):
+    text, pictures = execute("exams", {"ITEMS = 60": "ITEMS = 12"}, monkeypatch)
+    assert "piqa: accuracy" in text and "161 of 161 cells agree" in text and pictures == 1
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("return 2 * n")] == ["passed"]
+    assert text.count("passed") == 1 and "by_overlap" in text and "spread, in capitals" in text

@@ -182,3 +182,27 @@ EXAMS = {
     "LeetCode hard": Exam(0, None, None, None, None, (("LeetCode hard", 1),), None, None),
 }
 LEETCODE = {"easy": (31, 41), "medium": (21, 80), "hard": (3, 45)}
+
+# Figure 4 and Table 1: percentiles, lower ends, of GPT-4, GPT-4 without vision and GPT-3.5.
+PERCENTILES = {
+    "Uniform Bar": (90, 90, 10), "LSAT": (88, 83, 40), "SAT EBRW": (93, 93, 87), "SAT Math": (89, 89, 70),
+    "GRE Quantitative": (80, 62, 25), "GRE Verbal": (99, 96, 63), "GRE Writing": (54, 54, 54), "USABO": (99, 99, 31),
+    "Codeforces": (0, 0, 0), "AP Art History": (86, 86, 86), "AP Biology": (85, 85, 62), "AP Calculus BC": (43, 43, 0),
+    "AP Chemistry": (71, 71, 22), "AP English Language": (14, 14, 14), "AP English Literature": (8, 8, 8),
+    "AP Environmental Science": (91, 91, 91), "AP Macroeconomics": (84, 84, 33), "AP Microeconomics": (82, 60, 60),
+    "AP Physics 2": (66, 66, 30), "AP Psychology": (83, 83, 83), "AP Statistics": (85, 85, 40),
+    "AP US Government": (88, 88, 77), "AP US History": (89, 74, 74), "AP World History": (65, 65, 65),
+    "AMC 10": (6, 10, 10), "AMC 12": (45, 19, 4),
+}  # fmt: skip
+
+# Percentile bands of AP grades, as far as Table 1 shows them.
+AP_BANDS: dict[str, dict[int, tuple[int, int]]] = {
+    "AP Art History": {5: (86, 100)}, "AP Biology": {4: (62, 85), 5: (85, 100)},
+    "AP Calculus BC": {1: (0, 7), 4: (43, 59)}, "AP Chemistry": {2: (22, 46), 4: (71, 88)},
+    "AP English Language": {2: (14, 44)}, "AP English Literature": {2: (8, 22)},
+    "AP Environmental Science": {5: (91, 100)}, "AP Macroeconomics": {2: (33, 48), 5: (84, 100)},
+    "AP Microeconomics": {4: (60, 82), 5: (82, 100)}, "AP Physics 2": {3: (30, 66), 4: (66, 84)},
+    "AP Psychology": {5: (83, 100)}, "AP Statistics": {3: (40, 63), 5: (85, 100)},
+    "AP US Government": {4: (77, 88), 5: (88, 100)}, "AP US History": {4: (74, 89), 5: (89, 100)},
+    "AP World History": {4: (65, 87)},
+}  # fmt: skip

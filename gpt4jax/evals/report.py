@@ -60,7 +60,7 @@ def page(results: Mapping[str, Any]) -> str:
             parts.append(_groups_table(task))
         if "calibration" in task:
             parts.append(_picture(reliability_figure(task["calibration"])))
-            parts.append(f"<p>{_text(_calibration_words(task['calibration']))}</p>")
+            parts.append(f"<p>{_text(calibration_words(task['calibration']))}</p>")
         parts.append(_left_out(task))
     head = f'<meta charset="utf-8"><title>{_text(results["name"])}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
@@ -136,7 +136,8 @@ def _left_out(task: Mapping[str, Any]) -> str:
     return "".join(f'<p class="note">{_text(one)}</p>' for one in said)
 
 
-def _calibration_words(found: Mapping[str, Any]) -> str:
+def calibration_words(found: Mapping[str, Any]) -> str:
+    """What a summary says of calibration, in sentences."""
     words = (
         f"Expected calibration error (plug-in) {found['expected_calibration_error']:.4f} over {found['pairs']} pairs"
     )

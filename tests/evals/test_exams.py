@@ -1,0 +1,155 @@
+"""The appendix A procedure, rubrics, exams' reports and Codeforces ratings, by hand and by brute force."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt4jax.errors import UserError
+from gpt4jax.evals import codeforces, exam_figures, exams, published
+from gpt4jax.evals.calls import Generate, Generated, Item
+from gpt4jax.evals.exams import Band, Criterion, Problem, Section
+
+SHOWN = [Problem(f"Shown {i}?", ("w", "x", "y", "z"), i % 4, f"Since {i}.") for i in range(5)]
+ASKED = Item("p1", Problem(f"Look at {exams.IMAGE}. What is it?", ("a", "b", "c"), 2))
+
+
+def run(task, item, *stages):
+    solve = task.solve(item)
+    calls = [next(solve)]
+    for texts in stages:
+        try:
+            calls.append(solve.send([Generated(text, "stop", 0.0) for text in texts]))
+        except StopIteration as stop:
+            return calls, stop.value
+    raise AssertionError("it asks more")
+
+
+def test_the_prompt_is_the_reports():
+    task = exams.multiple_choice("biology", [ASKED], SHOWN, second_sample=True)
+    calls, outcome = run(task, ASKED, [" It has wings."], [" C "])
+    (explain,), (letter,) = calls
+    whole = explain.header + "".join(explain.shots) + explain.prompt
+    assert whole.startswith(
+        "ANSWER KEY\n\nHere are the answers for the problems in the exam.\n\nProblem 1. Shown 0?\n\nChoose from the "
+        "following options: [A] w [B] x [C] y [D] z\n\nExplanation for Problem 1: Since 0.\n\nThe answer is therefore "
+        "[A]\n\nProblem 2."
+    )
+    assert whole.endswith("[A] a [B] b [C] c\n\nExplanation for Problem 6:")
+    assert (explain.temperature, explain.max_tokens, explain.stop) == (0.3, 512, ("\nThe answer is therefore",))
+    assert (letter.temperature, letter.stop) == (0.0, ("]",)) and letter.prompt.endswith(
+        " It has wings.\n\nThe answer is therefore ["
+    )
+    assert outcome.answer == "C" and outcome.metrics == {"accuracy": 1.0}
+
+
+def test_the_letter_may_be_read_from_the_explanation():
+    task = exams.multiple_choice("biology", [ASKED], SHOWN, second_sample=False)
+    for text, letter in (
+        ("not [A], so [C]", "C"), ("The answer is (b).", "B"), ("I don't know", None), ("The answer is D", None)
+    ):  # fmt: skip
+        _, outcome = run(task, ASKED, [text])
+        assert outcome.answer == letter and outcome.metrics["accuracy"] == float(letter == "C")
+    with pytest.raises(ValueError, match="no explanation"):
+        exams.multiple_choice("x", [ASKED], [Problem("?", ("a", "b"), 0)], second_sample=True)
+
+
+def test_pictures_become_tags_that_mean_nothing_or_stay():
+    one, other = (exams.without_images(name, f"{exams.IMAGE} and {exams.IMAGE}") for name in ("p1", "p2"))
+    assert one.count("IMAGE: ") == 2 and len({*one.split(), *other.split()}) == 6 and exams.IMAGE not in one
+    assert one == exams.without_images("p1", f"{exams.IMAGE} and {exams.IMAGE}")
+    (call,) = next(exams.multiple_choice("x", [ASKED], SHOWN, second_sample=True, vision=True).solve(ASKED))
+    assert exams.IMAGE in call.prompt
+
+
+def test_essays_have_an_example_and_a_temperature():
+    item = Item("e", "Discuss.")
+    (call,) = next(exams.free_response("gre", [item], ("Sample task.", "Sample essay.")).solve(item))
+    assert call.temperature == 0.6 and call.header.endswith("Sample task.\nResponse: Sample essay.\n\n")
+    (plain,) = next(exams.free_response("ap", [item], None).solve(item))
+    assert plain == Generate((("user", "Discuss."),), 1024, 0.6)
+
+
+def test_a_rubric_gives_points_for_each_line_and_says_what_it_could_not_read():
+    item = Item("e", ("Discuss.", "I did."))
+    task = exams.grading("gre", [item], [Criterion("It has a thesis.", 2), Criterion("It is clear.", 1)])
+    calls, outcome = run(task, item, ["Yes.", " no"])
+    assert (
+        outcome.metrics == {"share": 2 / 3}
+        and outcome.answer == "2 of 3"
+        and "It is clear." in calls[0][1].prompt[0][1]
+    )
+    _, outcome = run(task, item, ["Yes.", "Perhaps"])
+    assert outcome.answer is None
+
+
+def test_peoples_scores_are_averaged_and_faults_named():
+    rows = [("f:1", {"id": "a", "score": 4}), ("f:2", {"id": "a", "score": "5"}), ("f:3", {"id": "b", "score": 7}),
+            ("f:4", {"score": 1}), ("f:5", "no JSON")]  # fmt: skip
+    shares, bad = exams.human_scores(rows, most=6)
+    assert shares == {"a": 0.75} and [one.id for one in bad] == ["f:3", "f:4", "f:5"]
+
+
+def test_an_exam_reports_the_lower_of_two_scores():
+    sections = {
+        "MCQ": Section({"q1": 1.0, "q2": 1.0, "q3": 0.0, "q4": 0.0}, 0.5, frozenset({"q1"})),
+        "FRQ": Section({"f1": 0.5, "f2": 0.7}, 0.5),
+    }
+    found = exams.report(sections)
+    assert found.full == pytest.approx((0.5 + 0.6) / 2) and found.clean == pytest.approx((1 / 3 + 0.6) / 2)
+    assert found.reported == found.clean and found.contaminated == pytest.approx(0.125)
+    assert found.degradation == pytest.approx(found.clean / found.full - 1)
+    whole = exams.report({"all": Section({"q": 0.5}, 1.0, frozenset({"q"}))})
+    assert whole == (0.5, None, 0.5, 1.0, None)
+    with pytest.raises(UserError, match="the contaminated item z"):
+        exams.report({"MCQ": Section({"q": 1.0}, 1.0, frozenset({"z"}))})
+    with pytest.raises(UserError, match="has no items"):
+        exams.report({"MCQ": Section({}, 1.0)})
+
+
+def test_percentiles_are_bands():
+    table = {grade: Band(*band) for grade, band in published.AP_BANDS["AP Biology"].items()}
+    assert exams.percentile(5, table) == (85, 100) and exams.percentile(4.5, table) == (62, 85)
+    assert exams.span([Band(45, 60), Band(50, 66)]) == (45, 66)  # two administrations of AMC 12
+    with pytest.raises(ValueError, match="below the table's lowest"):
+        exams.percentile(3, table)
+    for exam, bands in published.AP_BANDS.items():  # Table 1's bands are Figure 4's lower ends
+        reported = published.EXAMS[exam].reported_vision
+        assert bands[int(reported)][0] == published.PERCENTILES[exam][0]
+
+
+def test_a_rating_is_where_its_rank_is_expected():
+    others = [900.0, 1500.0, 1500.0, 2100.0]
+    for rank in (1.2, 2.0, 3.0, 4.5):
+        rating = codeforces.equilibrium(rank, others)
+        assert codeforces.expected_rank(rating, others) == pytest.approx(rank, abs=1e-6)
+    assert codeforces.equilibrium(3.0, [1500.0] * 4) == pytest.approx(1500.0, abs=1e-3)  # the middle of equals
+    assert codeforces.equilibrium(5.0, others) == 0.0
+    by_hand = 1 + sum(1 / (1 + 10 ** ((1200 - r) / 400)) for r in others)
+    assert codeforces.expected_rank(1200, others) == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="rank 6"):
+        codeforces.equilibrium(6, others)
+
+
+def test_simulated_contests():
+    ratings = list(np.linspace(800, 2400, 50))
+    solved = [[rating > 900 + 250 * p for p in range(6)] for rating in ratings]
+    nothing = codeforces.simulate([0.0] * 6, solved, ratings)
+    weak = codeforces.simulate([0.07, 0, 0, 0, 0, 0], solved, ratings)
+    strong = codeforces.simulate([1.0, 0.8, 0.5, 0.1, 0, 0], solved, ratings)
+    assert not nothing.any() and 0.3 < np.mean(weak == 0) < 0.7  # (1 - 0.07)^10 = 0.48
+    assert codeforces.rating([strong]) > codeforces.rating([weak]) > 0
+    assert (
+        codeforces.simulate([1.0] * 6, solved, ratings) == codeforces.simulate([1.0] * 6, solved, ratings, attempts=1)
+    ).all()
+    with pytest.raises(ValueError, match="don't fit"):
+        codeforces.simulate([0.5], solved, ratings)
+
+
+def test_figures_4_and_5_are_drawn(tmp_path):
+    exam_figures.exams(tmp_path / "4.png", {"LSAT": 30.0, "AP Biology": 15.0})
+    exam_figures.languages(tmp_path / "5.png", {"Croatian": 24.0})
+    assert all((tmp_path / f"{n}.png").stat().st_size > 20_000 for n in (4, 5))
+    with pytest.raises(ValueError, match="no exam 'Chess'"):
+        exam_figures.exams(tmp_path / "4.png", {"Chess": 1.0})
+    assert json.dumps(published.PERCENTILES)
