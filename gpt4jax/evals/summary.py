@@ -1,6 +1,5 @@
 """From items' outcomes to a task's results: means with intervals, by group, and all that was left out, by name."""
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -73,14 +72,16 @@ def _calibration(items: Sequence[tuple[np.ndarray, int]]) -> dict[str, Any]:
     `temperature` is fitted on every other item, and the errors before and after it are those of the rest.
     """
     confidence, correct = _pairs(items)
-    bins = calibration.reliability(confidence, correct)
+    question = np.repeat(np.arange(len(items)), [len(logprobs) for logprobs, _ in items])
+    bins = calibration.reliability(confidence, correct, question=question)
+    told = ("count_b", "confidence_b", "accuracy_b")
     found: dict[str, Any] = {
         "pairs": len(confidence),
         "expected_calibration_error": calibration.expected_calibration_error(confidence, correct),
-        "bins": {name: value.tolist() for name, value in dataclasses.asdict(bins).items()},
+        "bins": {name: getattr(bins, name).tolist() for name in told},
     }
-    even = calibration.reliability(confidence, correct, equal_mass=True)
-    if (even.count_b >= 2).all():
+    even = calibration.reliability(confidence, correct, question=question, equal_mass=True)
+    if np.isfinite(even.noise_bb).all():
         low, high = calibration.squared_error_interval(even)
         found["squared_error"] = {"debiased": calibration.squared_error(even), "low": low, "high": high}
     if len({len(logprobs) for logprobs, _ in items}) == 1 and len(items) >= 40:

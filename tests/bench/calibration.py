@@ -3,8 +3,9 @@
 python -m tests.bench.calibration [--simulations 2000] [--pairs 1000]
 
 Of each forecaster the confidences are drawn, the true probabilities are a function of them, and outcomes are drawn anew
-in each simulation, and confidences too. Prints the mean plug-in ECE, the plug-in squared error, the bias of the
-debiased one (with its Monte Carlo error), and how often the 95% interval holds the truth.
+in each simulation, and confidences too. Outcomes are independent, or ("questions") one of four choices is right.
+Prints the mean plug-in ECE, the plug-in squared error, the bias of the debiased one (with its Monte Carlo error), and
+how often the 95% interval holds the truth.
 """
 
 import argparse
@@ -14,16 +15,17 @@ import numpy as np
 
 from gpt4jax.evals import calibration
 
-Forecaster = tuple[Callable[[np.random.Generator, int], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # confidences, true probabilities, question numbers
 
 
-def _uniform(rng: np.random.Generator, n: int) -> np.ndarray:
-    return rng.random(n)
+def _single(true: Callable[[np.ndarray], np.ndarray], low: float = 0.0, high: float = 1.0):
+    """Confidences between bounds, and pairs that do not depend on each other."""
 
+    def draw(rng: np.random.Generator, n: int) -> Pairs:
+        confidence = rng.uniform(low, high, n)
+        return confidence, true(confidence), None
 
-def _of_four(rng: np.random.Generator, n: int) -> np.ndarray:
-    """The softmax of four choices, as of a benchmark."""
-    return calibration.softmax(1.5 * rng.standard_normal((n // 4, 4))).ravel()
+    return draw
 
 
 def _sharper(by: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -31,31 +33,49 @@ def _sharper(by: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda c: 1 / (1 + (1 / np.clip(c, 1e-9, 1 - 1e-9) - 1) ** by)
 
 
-FORECASTERS: dict[str, Forecaster] = {
-    "calibrated, uniform": (_uniform, lambda c: c),
-    "calibrated, four choices": (_of_four, lambda c: c),
-    "a little too sure": (_uniform, _sharper(0.85)),
-    "too sure": (_uniform, _sharper(0.6)),
-    "far too sure": (_uniform, _sharper(0.3)),
-    "not sure enough": (_uniform, _sharper(1.5)),
-    "too sure, four choices": (_of_four, _sharper(0.7)),
-    "0.05 too high": (_uniform, lambda c: np.clip(c - 0.05, 0, 1)),
-    "always says a half, right": (lambda rng, n: 0.45 + 0.1 * rng.random(n), lambda c: c),
-    "says a half, 0.6 is true": (lambda rng, n: 0.45 + 0.1 * rng.random(n), lambda c: c + 0.1),
-    "one bin in five is off": (_uniform, lambda c: np.where((c > 0.6) & (c < 0.8), c - 0.2, c)),
+def _of_four(spread: float, by: float, dependent: bool):
+    """The softmax of four choices, as of a benchmark; the truth's logits are `by` times the forecaster's."""
+
+    def draw(rng: np.random.Generator, n: int) -> Pairs:
+        logits = spread * rng.standard_normal((n // 4, 4))
+        question = np.repeat(np.arange(n // 4), 4) if dependent else None
+        return calibration.softmax(logits).ravel(), calibration.softmax(by * logits).ravel(), question
+
+    return draw
+
+
+FORECASTERS: dict[str, Callable[[np.random.Generator, int], Pairs]] = {
+    "calibrated": _single(lambda c: c),
+    "a little too sure": _single(_sharper(0.85)),
+    "too sure": _single(_sharper(0.6)),
+    "far too sure": _single(_sharper(0.3)),
+    "not sure enough": _single(_sharper(1.5)),
+    "0.05 too high": _single(lambda c: np.clip(c - 0.05, 0, 1)),
+    "always says a half, right": _single(lambda c: c, 0.45, 0.55),
+    "says a half, 0.6 is true": _single(lambda c: c + 0.1, 0.45, 0.55),
+    "one bin in five is off": _single(lambda c: np.where((c > 0.6) & (c < 0.8), c - 0.2, c)),
+    "softmax, calibrated": _of_four(1.5, 1.0, False),
+    "softmax, too sure": _of_four(1.5, 0.6, False),
+    "questions, calibrated": _of_four(1.5, 1.0, True),
+    "questions, too sure": _of_four(1.5, 0.6, True),
+    "questions, near chance": _of_four(0.3, 1.0, True),
+    "questions, chance, too sure": _of_four(0.6, 0.0, True),
 }
 
 
-def simulate(forecaster: Forecaster, pairs: int, simulations: int, seed: int) -> np.ndarray:
+def simulate(name: str, pairs: int, simulations: int, seed: int) -> np.ndarray:
     """Plug-in ECE, plug-in and debiased squared error, truth, whether the interval holds it: (simulations, 5)."""
-    draw, true = forecaster
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(simulations):
-        confidence = draw(rng, pairs)
-        probability = true(confidence)
-        correct = rng.random(len(confidence)) < probability
-        found = calibration.reliability(confidence, correct, equal_mass=True)
+        confidence, probability, question = FORECASTERS[name](rng, pairs)
+        if question is None:
+            correct = rng.random(len(confidence)) < probability
+        else:
+            ends = probability.reshape(-1, 4).cumsum(axis=1)
+            right = (rng.random((len(ends), 1)) * ends[:, -1:] > ends).sum(axis=1)
+            correct = (np.arange(4) == right[:, None]).ravel()
+        found = calibration.reliability(confidence, correct, question=question, equal_mass=True)
         # The truth in the same bins: what the accuracies would be without noise.
         order = np.argsort(confidence, kind="stable")
         p_b = [probability[part].mean() for part in np.split(order, np.cumsum(found.count_b)[:-1])]
@@ -73,8 +93,8 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=1000)
     flags = parser.parse_args()
-    for number, (name, forecaster) in enumerate(FORECASTERS.items()):
-        rows = simulate(forecaster, flags.pairs, flags.simulations, number)
+    for number, name in enumerate(FORECASTERS):
+        rows = simulate(name, flags.pairs, flags.simulations, number)
         ece, plug_in, debiased, truth, inside = rows.mean(axis=0)
         error = (rows[:, 2] - rows[:, 3]).std() / len(rows) ** 0.5
         print(
