@@ -11,6 +11,8 @@ from gpt4jax.errors import UserError
 from gpt4jax.evals.calls import Call, Choose, Chosen, Generated, Output
 from gpt4jax.inference import Candidates, Engine, Event, Request, chat
 
+BATCH = 256  # calls that are put into tokens at once, at least
+
 
 class TooLong(NamedTuple):
     """Stands for the output of a call that does not fit the context window, even without shots."""
@@ -30,6 +32,27 @@ def key(call: Call) -> str:
     """What an output is kept under: a hash of all that the call says."""
     said = {"kind": type(call).__name__, **dataclasses.asdict(call)}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _batches(calls: Sequence[Call]) -> list[list[int]]:
+    """Numbers of calls that are put into tokens together, so that the first are answered before all are read.
+
+    Choices behind the same shots stay together; texts to be written are one batch, as they fill each other's gaps.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    written = []
+    for i, call in enumerate(calls):
+        if isinstance(call, Choose):
+            groups.setdefault((call.header, *call.shots), []).append(i)
+        else:
+            written.append(i)
+    batches: list[list[int]] = []
+    for group in groups.values():
+        if batches and len(batches[-1]) < BATCH:
+            batches[-1] += group
+        else:
+            batches.append(group)
+    return [*batches, *([written] if written else [])]
 
 
 class Asker:
@@ -60,15 +83,16 @@ class Asker:
         Raises:
             UserError: a chat, and the model has no template.
         """
-        prepared: dict[int, Prepared] = {}
-        for i, call in enumerate(calls):
-            found = self.prepare(call)
-            if isinstance(found, TooLong):
-                yield i, found
-            else:
-                prepared[i] = found
-        yield from self._choose({i: call for i, call in prepared.items() if isinstance(call.asked, Candidates)})
-        yield from self._generate({i: call for i, call in prepared.items() if isinstance(call.asked, Request)})
+        for numbers in _batches(calls):
+            prepared: dict[int, Prepared] = {}
+            for i in numbers:
+                found = self.prepare(calls[i])
+                if isinstance(found, TooLong):
+                    yield i, found
+                else:
+                    prepared[i] = found
+            yield from self._choose({i: call for i, call in prepared.items() if isinstance(call.asked, Candidates)})
+            yield from self._generate({i: call for i, call in prepared.items() if isinstance(call.asked, Request)})
 
     def prepare(self, call: Call) -> Prepared | TooLong:
         """The call in tokens, with as many of its shots as fit: the last ones go first, as Hendrycks et al. do it."""

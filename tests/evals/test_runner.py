@@ -9,7 +9,7 @@ import pytest
 from gpt4jax import model
 from gpt4jax.data import tokenizer
 from gpt4jax.errors import UserError
-from gpt4jax.evals import runner, stats, summary
+from gpt4jax.evals import asking, runner, stats, summary
 from gpt4jax.evals.asking import Asker, TooLong
 from gpt4jax.evals.calls import Choose, Chosen, Generate, Item, Malformed, Outcome, Task, hashed
 from gpt4jax.inference import Engine
@@ -63,6 +63,18 @@ def test_no_batch_size_and_no_order_changes_a_bit(one_device, expected, tmp_path
     items = list(ITEMS)
     random.Random(batch_size).shuffle(items)
     assert run(Asker(one_device, None, batch_size), tmp_path / "answers.jsonl", items) == expected
+
+
+def test_the_first_answers_come_before_all_calls_are_put_into_tokens(one_device, monkeypatch):
+    calls = [Choose(f"{i % 7} plus", (" one", " two"), "Sums. ", (f"shot {i % 4}. ",)) for i in range(40)]
+    expected = dict(Asker(one_device, None, 8).ask(calls))
+    monkeypatch.setattr(asking, "BATCH", 15)
+    prepared, prepare = [], Asker.prepare
+    monkeypatch.setattr(Asker, "prepare", lambda self, call: prepared.append(call) or prepare(self, call))
+    answers = Asker(one_device, None, 8).ask(calls)
+    first = next(answers)
+    assert prepared == [call for i in (0, 1) for call in calls[i::4]]  # the groups of two of the shots
+    assert dict([first, *answers]) == expected and len(prepared) == 40
 
 
 def test_a_run_that_was_killed_goes_on_where_it_was(one_device, expected, tmp_path):
