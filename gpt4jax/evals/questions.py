@@ -4,6 +4,7 @@ import dataclasses
 import math
 import string
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from gpt4jax.evals.calls import Choose, Chosen, Item, Malformed, Outcome, Solve, Task
 from gpt4jax.evals.sources import Row
@@ -54,8 +55,11 @@ def of_letter(letter: str, choices: Sequence[str]) -> int:
     return number
 
 
-def parse(rows: Iterable[tuple[str, Row | str]], read: Callable[[Row], Question]) -> tuple[list[Item], list[Malformed]]:
-    """Items of what is a question, and the names of what is none and why."""
+def parse(rows: Iterable[tuple[str, Row | str]], read: Callable[[Row], Any]) -> tuple[list[Item], list[Malformed]]:
+    """Items of what `read` can read, and the names of what it can't and why.
+
+    An item's group is what was read's `subject`, its cluster its `passage`, if it has them.
+    """
     items: list[Item] = []
     malformed: list[Malformed] = []
     for name, row in rows:
@@ -63,13 +67,13 @@ def parse(rows: Iterable[tuple[str, Row | str]], read: Callable[[Row], Question]
             malformed.append(Malformed(name, row))
             continue
         try:
-            question = read(row)
+            data = read(row)
         except KeyError as error:
             malformed.append(Malformed(name, f"it lacks the field {error}"))
         except (ValueError, TypeError, AttributeError, IndexError) as error:
             malformed.append(Malformed(name, str(error)))
         else:
-            items.append(Item(name, question, question.subject, question.passage))
+            items.append(Item(name, data, getattr(data, "subject", ""), getattr(data, "passage", "")))
     return items, malformed
 
 

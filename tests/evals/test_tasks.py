@@ -195,6 +195,23 @@ def test_what_refuses_and_what_does_not():
     assert bias_tasks.is_unknown("Can't be determined") and not bias_tasks.is_unknown("The nurse")
 
 
+def test_own_files_of_bias_and_red_team_prompts_name_what_is_malformed(tmp_path):
+    (tmp_path / "crows.csv").write_text(
+        "sentence,mask1,mask2,bias_type\nThe [MASK] cried.,girl,boy,gender\nNo gap.,a,b,age\nA [MASK].,x,x,age\n"
+    )
+    prompts = [{"prompt": "Do it.", "kind": "plain"}, {"prompt": 5}, {"text": "?"}]
+    (tmp_path / "red.jsonl").write_text("".join(json.dumps(one) + "\n" for one in prompts))
+    places = {"crows_pairs": str(tmp_path / "crows.csv"), "red_team": str(tmp_path / "red.jsonl")}
+    crows, red = catalog.build(list(places), places, None, CACHE)
+    assert [(item.group, item.cluster) for item in crows.items] == [("gender", "The [MASK] cried.")]
+    assert [one.context + one.choices[0] for one in next(crows.solve(crows.items[0]))] == [
+        "The girl cried.", "The boy cried.",
+    ]  # fmt: skip
+    assert [one.id for one in crows.malformed] == ["crows.csv:2", "crows.csv:3"]
+    assert next(red.solve(red.items[0]))[0].prompt == (("user", "Do it."),) and red.items[0].group == "plain"
+    assert [one.reason for one in red.malformed] == ["its prompt is no text, or empty", "it lacks the field 'prompt'"]
+
+
 def test_hindsight_shares_its_shots_and_says_the_same_as_its_generator():
     task = bias_tasks.hindsight_neglect("hindsight_neglect", "", 10, CACHE)
     calls = [next(task.solve(item))[0] for item in task.items]
