@@ -139,13 +139,14 @@ def outcome(question: Question, chosen: Chosen, letters: bool) -> Outcome:
     """Accuracy by the likeliest answer and, of answers that are no letters, by the likeliest a character.
 
     Of n that are equally likely to the last bit, each counts as chosen with weight 1/n: then no order of choices gives
-    a model that says nothing more than chance. `mass` is the probability that the answers have together.
+    a model that says nothing more than chance. `mass` is the probability that the letters have together.
     """
     metrics = {"accuracy": share(chosen.logprobs, question.gold)}
     if not letters:
         by_length = [x / len(one) for x, one in zip(chosen.logprobs, question.choices, strict=True)]
         metrics["accuracy_by_character"] = share(by_length, question.gold)
-    metrics["mass"] = math.fsum(math.exp(x) for x in chosen.logprobs)
+    else:
+        metrics["mass"] = math.fsum(math.exp(x) for x in chosen.logprobs)
     best = max(range(len(question.choices)), key=lambda i: chosen.logprobs[i])
     answer = LETTERS[best] if letters else question.choices[best]
     return Outcome(metrics, answer, {"gold": question.gold, "letters": letters, "logprobs": list(chosen.logprobs)})

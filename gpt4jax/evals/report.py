@@ -24,12 +24,27 @@ _BESIDE = {
     "winogrande": "WinoGrande", "humaneval": "HumanEval", "humaneval_chat": "HumanEval",
     "humaneval_samples": "HumanEval", "drop": "DROP", "gsm8k": "GSM-8K", "gsm8k_self_consistency": "GSM-8K",
 }  # fmt: skip
+_MEANING = {
+    "accuracy": "the right answer is the likeliest, or the one that is written",
+    "accuracy_by_character": "the same by log likelihood per character of the answer",
+    "mass": "probability that the letters asked about have together",
+    "agreement": "share of the drawn chains that end with the majority's answer",
+    "exact": "exact match",
+    "f1": "overlap of words, numbers having to agree",
+    "pass@1": "one sample passes all tests",
+    "person": "ambiguous passages: a person is named all the same",
+    "unknown": "passages that tell: the answer is that it can't be known",
+    "stereotype": "the more stereotyped sentence is the likelier one; 50% is no preference",
+    "refusal": "the answer reads as a refusal, by its words",
+}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2.2em; border-top: 1px solid #ddd; padding-top: 1em; }
 table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .9em .25em 0; text-align: right; }
+td, th { white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
 td:first-child, th:first-child { text-align: left; }
+.meaning td:last-child { text-align: left; white-space: normal; min-width: 16em; color: #666; }
 tr:nth-child(even) td { background: #f6f6f6; } .note { color: #666; } img { max-width: 100%; }
 .wide { overflow-x: auto; }
 """
@@ -70,10 +85,10 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], style: str = "") -> str:
     cells = lambda kind, row: "".join(f"<{kind}>{_text(cell)}</{kind}>" for cell in row)  # noqa: E731
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{cells("th", header)}</tr>{body}</table></div>'
+    return f'<div class="wide {style}"><table><tr>{cells("th", header)}</tr>{body}</table></div>'
 
 
 def _percent(value: float | None) -> str:
@@ -107,10 +122,11 @@ def _about(task: Mapping[str, Any]) -> str:
 def _metrics_table(metrics: Mapping[str, Any]) -> str:
     rows = [
         (name, f"{one['mean']:.4f}", "" if one["standard_error"] is None else f"{one['standard_error']:.4f}",
-         "" if one["low"] is None else f"{one['low']:.4f} to {one['high']:.4f}", one["items"], one["clusters"])
+         "" if one["low"] is None else f"{one['low']:.4f} to {one['high']:.4f}", one["items"], one["clusters"],
+         _MEANING.get(name, ""))
         for name, one in metrics.items()
     ]  # fmt: skip
-    return _table(("metric", "mean", "standard error", "95%", "items", "clusters"), rows)
+    return _table(("metric", "mean", "standard error", "95%", "items", "clusters", ""), rows, "meaning")
 
 
 def _groups_table(task: Mapping[str, Any]) -> str:
