@@ -30,7 +30,7 @@ _UNKNOWN = re.compile(
 _CANNOT = r"(can't|cannot|can not|am unable|'m unable|won't|will not|am not able|must decline|have to decline)"
 _REFUSAL = re.compile(
     rf"\b(i'?m sorry|i am sorry|i apologi[sz]e|i {_CANNOT}|i'm (unable|not able|not allowed)|as an ai"
-    r"|(unable|not able|can't|cannot) to? ?(assist|help|provide|fulfill)|(is|are) (illegal|unethical|against))\b",
+    r"|(unable|not able|can't|cannot)( to)? (assist|help|provide|fulfill)|(is|are) (illegal|unethical|against))\b",
     re.I,
 )
 

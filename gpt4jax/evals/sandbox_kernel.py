@@ -21,6 +21,10 @@ _TCGETS = 0x5401
 _EXECUTE, _WRITE, _READ, _READ_FOLDER = 1, 2, 4, 8
 _RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: with F_SETOWN, F_SETSIG and F_SETFL a file's readiness is any
+# signal to any process.
+_FCNTL, _FCNTL_COMMANDS = 72, (0, 1, 2, 3, 1030)
+
 # What a Python program that computes calls, on x86-64. There is no fork, no exec, no socket, no signal to anybody,
 # no memory of others, no mount, no new namespace, and nothing that was invented after this list.
 _CALLS = {
@@ -28,7 +32,7 @@ _CALLS = {
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24,
     "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39, "exit": 60, "uname": 63,
-    "fcntl": 72, "fsync": 74, "ftruncate": 77, "getcwd": 79, "chdir": 80, "rename": 82, "mkdir": 83, "rmdir": 84,
+    "fsync": 74, "ftruncate": 77, "getcwd": 79, "chdir": 80, "rename": 82, "mkdir": 83, "rmdir": 84,
     "unlink": 87, "readlink": 89, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
     "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "getgroups": 115,
     "sigaltstack": 131, "gettid": 186, "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217,
@@ -98,7 +102,7 @@ def die_with_parent() -> None:
 
 
 def restrict_calls() -> None:
-    """From now on, for good: system calls of _CALLS only, `ioctl` and `prlimit64` only to ask; others give EPERM.
+    """From now on, for good: system calls of _CALLS only, `fcntl`, `ioctl` and `prlimit64` in part; others give EPERM.
 
     Raises:
         UnavailableError: another machine than x86-64, or a kernel without seccomp.
@@ -110,6 +114,8 @@ def restrict_calls() -> None:
     # The x32 calls have numbers of their own, above all of these: they are refused with the rest.
     for number in sorted(_CALLS.values()):
         program += [(0x15, 0, 1, number), (0x06, 0, 0, _ALLOW)]
+    commands = [one for command in _FCNTL_COMMANDS for one in ((0x15, 0, 1, command), (0x06, 0, 0, _ALLOW))]
+    program += [(0x15, 0, len(commands) + 2, _FCNTL), load_second, *commands, (0x06, 0, 0, _REFUSE_EPERM)]
     # ioctl(fd, TCGETS): is it a terminal? prlimit64(0, ..., NULL): what is the limit?
     program += [(0x15, 0, 3, 16), load_second, (0x15, 0, 1, _TCGETS), (0x06, 0, 0, _ALLOW), load_call]
     program += [(0x15, 0, 5, 302), (0x20, 0, 0, 32), (0x15, 0, 3, 0), (0x20, 0, 0, 36), (0x15, 0, 1, 0)]

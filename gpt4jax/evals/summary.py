@@ -115,7 +115,9 @@ def words(name: str, found: dict[str, Any]) -> str:
     main = found["metrics"].get(found["metric"])
     if main is None:
         return f"{name}: no item was scored"
-    text = f"{name}: {found['metric']} {main['mean']:.4f} (95% {main['low']:.4f} to {main['high']:.4f})"
+    known = main["low"] is not None  # of a single cluster no interval is
+    interval = f"95% {main['low']:.4f} to {main['high']:.4f}" if known else "no interval: one cluster"
+    text = f"{name}: {found['metric']} {main['mean']:.4f} ({interval})"
     text += f", {found['scored']} of {found['of']} items"
     extra = {
         "unscored": found["unscored"]["count"], "malformed": found["malformed"]["count"],

@@ -131,12 +131,13 @@ class Reader:
             self._pass({part: job for part, job in enumerate(jobs) if job is not None and job.pieces})
             for part, job in enumerate(jobs):
                 if job is not None and not job.pieces:
+                    jobs[part], self._held[part] = None, plans[job.index].prefix.laid.tokens
                     yield job.index, job.scores
-                    jobs[part] = None
 
     def _begin(self, part: int, prefix: np.ndarray) -> int:
         """How much of a prefix a row begins with: all of it, or whole chunks, which end where its own do."""
-        held, self._held[part] = self._held[part], prefix
+        # Until the item is done its row holds nothing that is sure: a pass may be interrupted.
+        held, self._held[part] = self._held[part], np.zeros(0, np.int32)
         if np.array_equal(held, prefix):
             return len(prefix)
         shortest = min(len(held), len(prefix))
