@@ -317,7 +317,7 @@ def _check(solver: _Worker, tester: _Worker, problem: Problem, completion: str, 
 
 
 _ATTEMPTS = """
-import ctypes, errno, json, os, signal, socket, threading
+import ctypes, errno, fcntl, json, os, signal, socket, threading
 def refused(do):
     try:
         return f"not refused: {do()!r}"
@@ -346,6 +346,8 @@ print(json.dumps({
     "executing a program": refused(lambda: os.execv("/bin/true", ["true"])),
     "a signal to the parent": refused(lambda: os.kill(os.getppid(), 0)),
     "a signal to itself": refused(lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+    "a signal to the parent by way of a pipe": refused(lambda: fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())),
+    "a signal of one's choice": refused(lambda: fcntl.fcntl(0, 10, signal.SIGKILL)),
     "tracing the parent": refused(lambda: call(101, 16, os.getppid(), 0, 0)),
     "reading the parent's memory": refused(lambda: call(310, os.getppid(), 0, 0, 0, 0, 0)),
     "a new namespace": refused(lambda: call(272, 0x10000000)),

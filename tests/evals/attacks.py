@@ -127,6 +127,10 @@ ATTACKS: dict[str, str] = {
     "kill the group": "import os\nos.killpg(0, 9)",
     "stop itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
     "signal by a process handle": "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(PARENT), 9)",
+    "signal by a pipe's readiness": (
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nfcntl.fcntl(r, 10, 9)\n"
+        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)\nos.write(w, b'x')\nopen('FOLDER/planted', 'w')"
+    ),
     "queue a signal": _SYSCALL.format("129, PARENT, 9, 0"),
     "become root": "import os\nos.setuid(0)\nopen('FOLDER/planted', 'w')",
     "new namespaces": _SYSCALL.format("272, 0x10000000 | 0x20000"),

@@ -6,7 +6,7 @@ import pytest
 
 from gpt4jax import model
 from gpt4jax.errors import UserError
-from gpt4jax.inference import Candidates, Engine, candidates
+from gpt4jax.inference import Candidates, Engine, candidates, reader
 from gpt4jax.parallel.mesh import make_mesh
 from tests.conftest import SHAPES, apply, perturbed
 
@@ -95,6 +95,27 @@ def test_what_items_share_is_read_once():
     engine = Engine(config, perturbed(config))
     scores(engine, items)
     assert engine.tokens_scored == 16 + 16 + 8 + 10 * 8  # the prefix in three chunks, and each question in one
+
+
+def test_what_an_interrupt_left_half_read_is_not_taken_for_read(monkeypatch):
+    config = model.Config(**SHAPES["llama"] | {"max_seq_len": 64})
+    engine = Engine(config, perturbed(config))
+    first, second = ([Candidates(((*range(a, a + 40), 1, 2),), (41,), shared=40)] for a in (0, 3))
+    expected = [scores(engine, first), scores(engine, second)]
+    scores(engine, first)
+    read, calls = reader.read, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(reader, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scores(engine, second)
+    monkeypatch.undo()
+    assert scores(engine, second) == expected[1] and scores(engine, first) == expected[0]
 
 
 @pytest.mark.parametrize(
