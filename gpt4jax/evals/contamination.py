@@ -16,6 +16,7 @@ import numpy as np
 
 PROBES, PROBE_LENGTH = 3, 50  # the report's
 SHINGLE_LENGTH = 20  # letters and digits, four words or so: what a diluted text still has in one piece
+LEAST_OWN = 0.25  # of an example's runs must be its own, else all of them count
 THRESHOLD = 0.35  # of an example's shingles: see tests/bench/contamination.py for what it finds and what it doesn't
 SEGMENT = 2**16  # characters of a document that are looked at together
 _BUFFER = 2**21  # characters of documents that are read at once
@@ -97,17 +98,17 @@ def by_overlap(
 ) -> dict[str, Match]:
     """The examples of whose runs of `length` letters and digits a share of `threshold` is close together in a document.
 
-    Case is folded. Runs that several examples have ("which of the following") say nothing and don't count; an example
-    that is shorter than one run counts as a whole. Close together: in 65,536 characters. So it finds a text that was
-    wrapped, hyphenated or put in capitals, and one that is spread among other text, as long as pieces of some
-    words are whole.
+    Case is folded. Runs that three examples or more have ("which of the following") say nothing and don't count, but of
+    an example that has hardly any others (questions on one passage) all do; one shorter than a run counts as a whole.
+    Close together: in 65,536 characters. So it finds a text that was wrapped, hyphenated or put in capitals, and one
+    that is spread among other text, as long as pieces of some words are whole.
     """
     ids = list(examples)
     codes = [_codes(text, fold=True) for text in examples.values()]
+    tables = [(size, some, _runs([codes[i] for i in some], size)) for size, some in _by_size(codes, length).items()]
     found: dict[str, Match] = {}
-    for size, some in _by_size(codes, length).items():
-        runs = _runs([codes[i] for i in some], size)
-        for batch in _batches(documents, True, SEGMENT, SEGMENT // 2) if len(runs.table) else ():
+    for batch in _batches(documents, True, SEGMENT, SEGMENT // 2) if tables else ():
+        for size, some, runs in tables:
             for document, example, share in _shares(batch, runs, size):
                 name = ids[some[example]]
                 if share >= threshold and share > found.get(name, Match("", 0.0)).share:
@@ -140,12 +141,12 @@ def _runs(codes: list[np.ndarray], size: int) -> _Runs:
     example = batch.segment(places)
     inside = places + size <= batch.starts[example] + np.array([len(own) for own in codes])[example]
     pairs = np.unique(np.stack([hashes[inside], example[inside].astype(np.uint64)]), axis=1)
-    _, first, counts = np.unique(pairs[0], return_index=True, return_counts=True)
-    telling = np.repeat(counts <= 2, counts)
-    pairs, counts = pairs[:, telling], counts[counts <= 2]
-    of_run = pairs[1].astype(np.int64)
-    first = np.cumsum([0, *counts])
-    return _Runs(_Table(pairs[0][first[:-1]]), first, of_run, np.bincount(of_run, minlength=len(codes)))
+    counts = np.unique(pairs[0], return_counts=True)[1]
+    telling, owner = np.repeat(counts <= 2, counts), pairs[1].astype(np.int64)
+    total, own = np.bincount(owner, minlength=len(codes)), np.bincount(owner[telling], minlength=len(codes))
+    counted = telling | (own < LEAST_OWN * total)[owner]
+    of_run, (run, first) = owner[counted], np.unique(pairs[0][counted], return_index=True)
+    return _Runs(_Table(run), np.append(first, len(of_run)), of_run, np.bincount(of_run, minlength=len(codes)))
 
 
 def _shares(batch: "_Batch", runs: _Runs, size: int) -> Iterator[tuple[str, int, float]]:

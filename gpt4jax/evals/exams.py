@@ -16,7 +16,11 @@ from gpt4jax.evals.calls import Generate, Item, Malformed, Outcome, Solve, Task
 from gpt4jax.evals.questions import LETTERS
 from gpt4jax.evals.sources import Row
 
-EXPLANATION = dict(temperature=0.3, max_tokens=512, stop=("\nThe answer is therefore",))
+EXPLANATION = dict(temperature=0.3, max_tokens=512)
+_BEFORE_LETTER, _NEXT = (
+    "\nThe answer is therefore",
+    "\n\nProblem ",
+)  # where an explanation ends, without and with its letter
 ESSAY_TEMPERATURE, ESSAY_TOKENS = 0.6, 1024  # the report says no limit
 IMAGE = "<|image|>"  # where a problem's text has a picture
 
@@ -48,11 +52,10 @@ def without_images(item_id: str, text: str) -> str:
 
 def problem_text(number: int, item_id: str, problem: Problem, vision: bool) -> str:
     """A problem up to where its explanation follows."""
-    text = problem.text if vision else without_images(item_id, problem.text)
     options = " ".join(f"[{letter}] {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
-    return (
-        f"Problem {number}. {text}\n\nChoose from the following options: {options}\n\nExplanation for Problem {number}:"
-    )
+    text = f"{problem.text}\n\nChoose from the following options: {options}\n\n"
+    text = text if vision else without_images(item_id, text)
+    return f"Problem {number}. {text}Explanation for Problem {number}:"
 
 
 def multiple_choice(
@@ -78,10 +81,11 @@ def multiple_choice(
     def solve(item: Item) -> Solve:
         problem: Problem = item.data
         prompt = problem_text(len(shots) + 1, item.id, problem, vision)
-        (explained,) = yield [Generate(prompt, header=_HEADER, shots=shots, **EXPLANATION)]  # type: ignore[arg-type]
+        stop = (_BEFORE_LETTER if second_sample else _NEXT,)
+        (explained,) = yield [Generate(prompt, stop=stop, header=_HEADER, shots=shots, **EXPLANATION)]  # type: ignore[arg-type]
         letters = LETTERS[: len(problem.choices)]
         if second_sample:
-            more = f"{prompt}{explained.text}\n\nThe answer is therefore ["
+            more = f"{prompt}{explained.text.rstrip()}\n\nThe answer is therefore ["
             (said,) = yield [Generate(more, 4, stop=("]",), header=_HEADER, shots=shots)]
             answer = letter_of(said.text, letters)
         else:
@@ -100,10 +104,13 @@ def letter_of(text: str, letters: str) -> str | None:
 
 
 def letter_in(explanation: str, letters: str) -> str | None:
-    """The letter that an explanation ends on: the last in brackets, else the last that "answer is" names."""
-    found = re.findall(rf"\[([{letters}])\]", explanation) or re.findall(
-        rf"answer is:? *\(?([{letters}])\b", explanation, re.I
-    )
+    """The letter that an explanation ends on: the last that "answer is" names, else the last in brackets.
+
+    A bare letter has to be a capital: "the answer is a mammal" names none.
+    """
+    either = f"{letters}{letters.lower()}"
+    named = re.findall(rf"[Aa]nswer is(?: therefore)?:? *(?:[\[(]([{either}])[\])]|([{letters}])\b)", explanation)
+    found = [bracketed or bare for bracketed, bare in named] or re.findall(rf"\[([{letters}])\]", explanation)
     return found[-1].upper() if found else None
 
 

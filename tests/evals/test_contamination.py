@@ -73,13 +73,23 @@ def test_overlap_survives_what_the_reports_rule_does_not(form):
         assert len(theirs) <= {"re-cased": 0, "diluted 10x": 5}[form]
 
 
-def test_what_several_examples_share_says_nothing():
+def test_what_several_examples_share_says_nothing_unless_it_is_nearly_all():
     rng = random.Random(4)
     common = words(rng, 30)
-    examples = {f"e{i}": f"{common} {words(rng, 3)}" for i in range(5)}
     documents = [("d", f"{words(rng, 50)} {common} {words(rng, 50)}")]
-    assert set(contamination.by_report(examples, documents)) == set(examples)
-    assert contamination.by_overlap(examples, documents) == {}
+    begun_alike = {f"e{i}": f"{common} {words(rng, 30)}" for i in range(5)}
+    assert contamination.by_overlap(begun_alike, documents) == {}
+    on_one_passage = {f"e{i}": f"{common} {words(rng, 3)}" for i in range(5)}
+    for rule in (contamination.by_report, contamination.by_overlap):
+        assert set(rule(on_one_passage, documents)) == set(on_one_passage)
+
+
+def test_documents_are_read_once_whatever_the_lengths_of_examples():
+    rng = random.Random(5)
+    examples = {f"e{size}": words(rng, size) for size in (1, 2, 3, 5, 40)}
+    documents = [("d", f"{words(rng, 50)} {' '.join(examples.values())}")]
+    for rule in (contamination.by_report, contamination.by_overlap):
+        assert set(rule(examples, iter(documents))) == set(examples), rule
 
 
 def test_no_examples_and_no_documents():

@@ -27,7 +27,7 @@ def run(task, item, *stages):
 
 def test_the_prompt_is_the_reports():
     task = exams.multiple_choice("biology", [ASKED], SHOWN, second_sample=True)
-    calls, outcome = run(task, ASKED, [" It has wings."], [" C "])
+    calls, outcome = run(task, ASKED, [" It has wings.\n"], [" C "])
     (explain,), (letter,) = calls
     whole = explain.header + "".join(explain.shots) + explain.prompt
     assert whole.startswith(
@@ -46,9 +46,12 @@ def test_the_prompt_is_the_reports():
 def test_the_letter_may_be_read_from_the_explanation():
     task = exams.multiple_choice("biology", [ASKED], SHOWN, second_sample=False)
     for text, letter in (
-        ("not [A], so [C]", "C"), ("The answer is (b).", "B"), ("I don't know", None), ("The answer is D", None)
+        ("not [A], so [C]", "C"), ("The answer is (b).", "B"), ("I don't know", None), ("The answer is D", None),
+        ("The answer is a bird.", None), ("The answer is C, since [A] is false.", "C"),
+        ("Option [A] is wrong.\n\nThe answer is therefore [C]", "C"), ("The answer is C: C!", "C"),
     ):  # fmt: skip
-        _, outcome = run(task, ASKED, [text])
+        ((call,),), outcome = run(task, ASKED, [text])
+        assert not any(stop in text for stop in call.stop)
         assert outcome.answer == letter and outcome.metrics["accuracy"] == float(letter == "C")
     with pytest.raises(ValueError, match="no explanation"):
         exams.multiple_choice("x", [ASKED], [Problem("?", ("a", "b"), 0)], second_sample=True)
@@ -60,6 +63,8 @@ def test_pictures_become_tags_that_mean_nothing_or_stay():
     assert one == exams.without_images("p1", f"{exams.IMAGE} and {exams.IMAGE}")
     (call,) = next(exams.multiple_choice("x", [ASKED], SHOWN, second_sample=True, vision=True).solve(ASKED))
     assert exams.IMAGE in call.prompt
+    pictured = Problem("Which?", (exams.IMAGE, "none"), 0)
+    assert exams.IMAGE not in exams.problem_text(1, "p", pictured, vision=False)
 
 
 def test_essays_have_an_example_and_a_temperature():
