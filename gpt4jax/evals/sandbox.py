@@ -191,8 +191,12 @@ class Sandbox:
 
     def check(self, problem: Problem, completion: str) -> Verdict:
         """Whether the prompt with a completion passes the problem's tests, all of them, in time."""
-        with self._lease() as (solver, tester):
-            return _check(solver, tester, problem, completion, self.limits.seconds)
+        started = time.monotonic()
+        try:
+            with self._lease() as (solver, tester):
+                return _check(solver, tester, problem, completion, self.limits.seconds)
+        except (OSError, ValueError) as error:  # the next one gets new processes
+            return Verdict(False, f"the sandbox's own process ended: {error}", time.monotonic() - started)
 
     def check_many(self, pairs: Iterable[tuple[Problem, str]]) -> list[Verdict]:
         """The verdicts of many, in their order."""
@@ -272,6 +276,10 @@ def _run(worker: _Worker, source: str, stdin: str, limits: Limits) -> Execution:
                 os.close(file)
         if sum(map(len, found.values())) > limits.output:
             stopped = f"wrote more than {limits.output} bytes"
+    # A program that has closed its streams goes on all the same.
+    left = max(started + limits.seconds - time.monotonic(), 0)
+    if not stopped and not select.select([worker], [], [], left)[0]:
+        stopped = f"took more than {limits.seconds} s"
     said = worker.end(kill=bool(stopped))
     for file in (out_read, err_read, *writing):
         os.close(file)

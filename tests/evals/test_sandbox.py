@@ -48,6 +48,7 @@ def test_a_program_computes_reads_and_writes_its_streams_and_its_scratch_folder(
     [
         ("while True: pass", "took more than 2.0 s|signal 9|signal 24"),
         ("import time; time.sleep(9)", "took more than 2.0 s"),
+        ("import os, time; os.closerange(0, 3); time.sleep(9)", "took more than 2.0 s"),
         ("while True: print('x' * 4096)", "wrote more than 1048576 bytes"),
     ],
 )
@@ -96,6 +97,16 @@ def test_why_a_solution_fails_is_said(box, completion, reason):
 def test_a_test_that_never_calls_the_function_is_not_passed(box):
     empty = Problem('def f():\n    """Nothing."""\n', "f", "def check(candidate):\n    pass\n")
     assert box.check(empty, "    return 1\n").reason == "the test never called the function"
+
+
+def test_a_worker_that_was_killed_fails_one_solution_and_no_more():
+    problem, solution = attacks.problem(3)
+    with Sandbox(Limits(seconds=2.0, cpu_seconds=1), workers=1) as own:
+        own._free[0][0]._process.kill()
+        own._free[0][0]._process.wait()
+        verdict = own.check(problem, solution)
+        assert not verdict.passed and "the sandbox's own process ended" in verdict.reason
+        assert own.check(problem, solution).passed
 
 
 def test_many_at_once_come_in_their_order(box):
