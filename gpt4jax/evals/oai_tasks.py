@@ -44,27 +44,26 @@ def task(registry: Registry, name: str, *, max_samples: int | None = None, as_te
     order = list(range(len(rows)))
     random.Random(SHUFFLE_SEED).shuffle(order)
     base, split = (*spec.name.split("."), "default")[:2]
+    grader = _grader(registry, spec) if kind == GRADED else {}
     items, bad = [], []
     for i in order[:max_samples]:
         where, row = rows[i]
-        reason = row if isinstance(row, str) else _fault(row, kind)
+        reason = row if isinstance(row, str) else (_graded_fault(row, grader, spec) if grader else _fault(row, kind))
         if reason:
             bad.append(Malformed(where, reason))
         else:
             items.append(Item(f"{base}.{split}.{i}", row))
-    solve = _graded(registry, spec, as_text) if kind == GRADED else _basic(registry, spec, kind, as_text)
+    solve = _graded(grader, spec, as_text) if grader else _basic(registry, spec, kind, as_text)
     metric = "score" if kind == GRADED else "accuracy"
     return Task(spec.name, metric, tuple(items), solve, tuple(bad), None, f"{registry.where}: {spec.name}")
 
 
 def _fault(row: Any, kind: str) -> str:
     """Why a row is no sample of that class; nothing if it is one."""
-    if kind == GRADED:
-        return ""  # its fields are those that the grader names
     if missing := [field for field in ("input", "ideal") if field not in row]:
         return f"it lacks the field {missing[0]!r}"
-    if not _is_chat(row["input"]) and not isinstance(row["input"], str):
-        return "its input is neither a text nor messages"
+    if reason := _no_prompt(row, "input"):
+        return reason
     ideals = row["ideal"] if isinstance(row["ideal"], list) else [row["ideal"]]
     if not ideals or not all(isinstance(ideal, str) for ideal in ideals):
         return f"its ideal {row['ideal']!r} is neither a text nor a list of texts"
@@ -74,6 +73,26 @@ def _fault(row: Any, kind: str) -> str:
         except ValueError:
             return f"its ideal {row['ideal']!r} is no JSON"
     return ""
+
+
+def _no_prompt(row: Any, field: str) -> str:
+    if field not in row:
+        return f"it lacks the field {field!r}"
+    if not _is_chat(row[field]) and not isinstance(row[field], str):
+        return f"its {field} is neither a text nor messages"
+    return ""
+
+
+def _graded_fault(row: Any, grader: Mapping[str, Any], spec: Spec) -> str:
+    """The same of a sample that a grader judges: its fields are those that the grader names."""
+    asked = {key: into for key, into in grader["input_outputs"].items() if into not in row}
+    if reason := next(filter(None, (_no_prompt(row, key) for key in asked)), ""):
+        return reason
+    prompt = grader["prompt"]
+    texts = [prompt] if isinstance(prompt, str) else [one["content"] for one in prompt]
+    named = {name for text in texts for name in _fields(text)} | ({"choice"} if spec.args.get("metaeval") else set())
+    given = {*row, *asked.values(), *(spec.args.get("modelgraded_spec_args") or {})}
+    return f"it lacks the field {min(named - given)!r}" if named - given else ""
 
 
 def _is_chat(prompt: Any) -> bool:
@@ -140,12 +159,23 @@ def _shots(registry: Registry, spec: Spec) -> list[dict[str, str]]:
     return [message for _, row in rows[:count] if not isinstance(row, str) for message in row["sample"]]
 
 
-def _graded(registry: Registry, spec: Spec, as_text: bool) -> Callable[[Item], Solve]:
-    """The model answers, and then grades its own answers."""
-    name = str(spec.args.get("modelgraded_spec"))
+def _grader(registry: Registry, spec: Spec) -> Mapping[str, Any]:
+    """What an eval's answers are graded by.
+
+    Raises:
+        UserError: there is none of that name, or it is asked for in a way that is not ours.
+    """
+    name, kind = str(spec.args.get("modelgraded_spec")), spec.args.get("eval_type")
     grader = registry.graders.get(name)
     if not isinstance(grader, dict) or not {"prompt", "choice_strings", "input_outputs"} <= grader.keys():
         raise UserError(f"{registry.where} has no grader {name}, which the eval {spec.name} names")
+    if kind and kind not in rules.ANSWER_PROMPTS:
+        raise UserError(f"the eval {spec.name} is of the type {kind!r}; there are {', '.join(rules.ANSWER_PROMPTS)}")
+    return grader
+
+
+def _graded(grader: Mapping[str, Any], spec: Spec, as_text: bool) -> Callable[[Item], Solve]:
+    """The model answers, and then grades its own answers."""
     n = int(spec.args.get("multicomp_n", 1)) if spec.args.get("multicomp_n") != "from_models" else 1
     kind, match_fn = spec.args.get("eval_type"), spec.args.get("match_fn") or "starts_or_endswith"
     among = rules.choices(grader["choice_strings"], n)
@@ -215,8 +245,11 @@ def grading_prompt(
 
 
 def _filled(template: str, fields: Mapping[str, Any]) -> str:
-    names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-    return template.format(**{name: fields[name] for name in names})
+    return template.format(**{name: fields[name] for name in _fields(template)})
+
+
+def _fields(template: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name}
 
 
 def build(names: Sequence[str], folder: str, as_text: bool, cache_dir: pathlib.Path) -> list[Task]:

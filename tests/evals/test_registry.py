@@ -25,6 +25,9 @@ round: {id: about}
 about: round
 nothing: {description: neither class nor id}
 strange: {class: "evals.elsuite.chess:Chess", args: {samples_jsonl: sums/samples.jsonl}}
+japanese:
+  class: evals.elsuite.modelgraded.classify:ModelBasedClassify
+  args: {samples_jsonl: sums/graded.jsonl, modelgraded_spec: good, eval_type: cot_classify_jp}
 lost: {class: "evals.elsuite.basic.match:Match", args: {samples_jsonl: sums/lost.jsonl}}
 graded.dev.v0:
   class: evals.elsuite.modelgraded.classify:ModelBasedClassify
@@ -109,6 +112,16 @@ def test_a_model_grades_its_own_answer(folder):
     assert outcome.answer is None and outcome.metrics["score"] == 0.25 and outcome.metrics["counts/__invalid__"] == 1
 
 
+def test_samples_without_what_the_grader_needs_are_named(folder):
+    rows = [{"input": "1+1?", "ideal": "2"}, {"ideal": "2"}, {"input": 5, "ideal": "2"}, {"input": "x"}]
+    (folder / "data/sums/graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = oai_tasks.task(registry.of_folder(folder), "graded.dev.v0")
+    assert [item.data for item in task.items] == rows[:1]
+    assert sorted(one.reason for one in task.malformed) == [
+        "it lacks the field 'ideal'", "it lacks the field 'input'", "its input is neither a text nor messages",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -116,6 +129,7 @@ def test_a_model_grades_its_own_answer(folder):
         ("round", "go in a circle"),
         ("nothing", "neither a class nor an id"),
         ("strange", "of the class evals.elsuite.chess:Chess"),
+        ("japanese", "of the type 'cot_classify_jp'; there are classify, classify_cot, cot_classify"),
         ("lost", "has no file data/sums/lost.jsonl"),
     ],
 )
