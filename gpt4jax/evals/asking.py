@@ -123,12 +123,13 @@ class Asker:
     def _candidates(self, call: Choose) -> Candidates:
         """Each choice is what the whole text has behind as many tokens as the context alone takes.
 
-        Spaces at the context's end count as the choice's: in most vocabularies they belong to the word behind them.
-        That is lm-evaluation-harness's convention, so that log likelihoods can be compared.
+        White space at the context's end counts as the choice's: in most vocabularies a space belongs to the word behind
+        it. That is lm-evaluation-harness's convention, so that log likelihoods can be compared. If there is no context,
+        and the tokenizer begins texts with nothing, the end of text stands before (the harness: `bos_token`).
         """
         prefix = call.header + "".join(call.shots)
-        context = (prefix + call.context).rstrip(" ")
-        spaces = " " * (len(prefix + call.context) - len(context))
+        context = (prefix + call.context).rstrip()
+        spaces = (prefix + call.context)[len(context) :]
         start = list(self._tokenizer.start) or ([] if context else [self._tokenizer.end])
         before, *wholes = self._tokenizer.encode_batch([context, *(context + spaces + one for one in call.choices)])
         texts = tuple(tuple(start + whole) for whole in wholes)

@@ -6,6 +6,8 @@
 The harness is no dependency of ours: `pip install lm-eval`.
 """
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,12 +72,15 @@ class Gpt4Jax(LM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations, cut before the first stop text."""
-        asked = []
+        asked: list[Generate] = []
+        before: Counter[Generate] = Counter()  # a request that is repeated draws anew
         for context, settings in (request.args for request in requests):
             stop = settings.get("until") or []
             temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
             tokens = int(settings.get("max_gen_toks", 256))
-            asked.append(Generate(context, tokens, temperature, stop=tuple([stop] if isinstance(stop, str) else stop)))
+            one = Generate(context, tokens, temperature, stop=tuple([stop] if isinstance(stop, str) else stop))
+            asked.append(dataclasses.replace(one, sample=before[one]))
+            before[one] += 1
         return [one.text for one in self._ask(asked) if isinstance(one, Generated)]
 
     def _ask(self, calls: Sequence[Choose | Generate]) -> Iterator[Chosen | Generated]:

@@ -156,6 +156,8 @@ def test_trailing_spaces_belong_to_the_choice_and_an_empty_context_begins_with_t
     asker = Asker(one_device, None, 8)
     one = asker.prepare(Choose("the sum is ", ("4",))).asked
     assert one.texts == ((256, *b"the sum is 4"),) and one.score_from == (11,)
+    two = asker.prepare(Choose("the sum is: \n", ("4",))).asked
+    assert two.texts == ((256, *b"the sum is: \n4"),) and two.score_from == (12,)
     assert asker.prepare(Choose("", ("ab", "c"))).asked.texts == ((256, 97, 98), (256, 99))
 
 
