@@ -35,8 +35,12 @@ def mmlu_row(row: Row) -> Question:
 
 
 def hellaswag_row(row: Row) -> Question:
-    """Zellers et al. 2019, cleaned of WikiHow's marks as lm-evaluation-harness does."""
-    context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if "ctx_a" in row else row["ctx"]
+    """Zellers et al. 2019, cleaned of WikiHow's marks as lm-evaluation-harness does.
+
+    The harness also puts a capital at the beginning of `ctx_b`; the package has the whole `ctx` alone, which stays as
+    it is, and so does TFDS's `context`.
+    """
+    context = f"{row['ctx_a']} {row['ctx_b'].capitalize()}" if "ctx_a" in row else row.get("ctx", row.get("context"))
     stem = _cleaned(f"{row['activity_label']}: {context}")
     gold = int(row["label"] if "label" in row else row["expected_index"])
     return Question(stem, tuple(map(_cleaned, row["endings"])), gold)
@@ -56,12 +60,14 @@ def arc_row(row: Row) -> Question:
     """Clark et al. 2018, ARC and OpenBookQA: nested as the authors' JSON has it, or as the hub has it."""
     nested = row["question"] if isinstance(row.get("question"), dict) else row
     stem = nested.get("stem", nested.get("question_stem", nested.get("question")))
+    if "choice_A" in nested:  # OpenBookQA in TFDS
+        return Question(stem, tuple(nested[f"choice_{letter}"] for letter in "ABCD"), int(row["answerKey"]))
     choices = nested["choices"]
     if isinstance(choices, dict):
         labels, texts = choices["label"], choices["text"]
     else:
         labels, texts = [one["label"] for one in choices], [one["text"] for one in choices]
-    key = str(row["answerKey"]).strip()
+    key, labels = str(row["answerKey"]).strip(), [str(label) for label in labels]
     if key not in labels:
         raise ValueError(f"the answer {key!r} is none of the labels {labels}")
     return Question(stem, tuple(texts), labels.index(key))
@@ -72,7 +78,8 @@ def winogrande_row(row: Row) -> Question:
     if row["sentence"].count("_") != 1:
         raise ValueError("its sentence has no gap, or several")
     choices = row["option1"], row["option2"]
-    return Question(row["sentence"], choices, of_letter(row["answer"], choices))
+    gold = row["label"] if "label" in row else of_letter(row["answer"], choices)  # TFDS has a label, 0 or 1
+    return Question(row["sentence"], choices, gold)
 
 
 def truthful_row(row: Row) -> Question:
@@ -210,13 +217,35 @@ def simple(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:
 
 
 def mmlu(name: str, place: str, shots: int, cache_dir: pathlib.Path, how: Format = questions.MMLU) -> Task:
-    """MMLU's test set; shots are the first of a subject's development set (all five, but for 3 of 57 subjects)."""
+    """MMLU's test set; shots are the first of a subject's development set.
+
+    Of a folder as the authors have it, or a translation in its form, the files in `dev` or named `..._dev` are the
+    development set, and `val` is left out. Otherwise shots are the package's: five, but for 3 of the 57 subjects.
+
+    Raises:
+        UserError: as `Source.rows`; or subjects without a development set, and shots are wanted.
+    """
     items, bad, where = _MMLU.rows(name, place, cache_dir)
-    prompts = json.loads(sources.member(sources.LM_EVAL, _DEV, cache_dir)) if shots else {}
-    shown = {subject.replace("_", " "): cot_shots(text)[:shots] for subject, text in prompts.items()}
+    parts: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        parts[_split(item.id)].append(item)
+    items, bad = parts["test"], [one for one in bad if _split(one.id) == "test"]
+    shown: dict[str, list[Question]] = defaultdict(list)
+    for item in parts["dev"]:
+        shown[item.group].append(item.data)
+    if shots and not shown:
+        prompts = json.loads(sources.member(sources.LM_EVAL, _DEV, cache_dir))
+        shown |= {subject.replace("_", " "): cot_shots(text) for subject, text in prompts.items()}
     if shots and (unknown := sorted({item.group for item in items} - shown.keys())):
         raise UserError(f"{where}: there is no development set, so no shots, for the subjects {', '.join(unknown)}")
-    return questions.task(name, items, bad, how, where, lambda item: shown.get(item.group, []))
+    return questions.task(name, items, bad, how, where, lambda item: shown.get(item.group, [])[:shots])
+
+
+def _split(name: str) -> str:
+    """Of a row's id: which part of the authors' `data` folder its file is of; by itself it is a test's."""
+    path = pathlib.PurePath(name.rpartition(":")[0])
+    marks = {*path.parts[:-1], path.stem.rpartition("_")[2]}
+    return next((part for part in ("dev", "val", "auxiliary_train") if part in marks), "test")
 
 
 def exams(name: str, place: str, shots: int, cache_dir: pathlib.Path) -> Task:

@@ -53,13 +53,13 @@ def task(
     """Pass@k by the unbiased estimator, for 1, 10 and 100 as far as there are as many samples.
 
     The published settings are a temperature of 0.2 for pass@1, 0.8 for pass@100, and a top p of 0.95. `check` runs a
-    solution (default: a `Sandbox`, which is made when the first one is run).
+    solution (default: a `Sandbox`, made here, so that nothing is asked where nothing can be run).
 
     Raises:
-        UserError: once a solution is to be run, where no program can be isolated.
+        UserError: no program can be isolated here.
     """
     items, bad = problems(place, cache_dir)
-    run = check or _Lazy()
+    run = check or _Own()
 
     def solve(item: Item) -> Solve:
         top_p = 0.95 if temperature else 1.0
@@ -80,7 +80,7 @@ def task(
 def chat_task(name: str, place: str, shots: int, cache_dir: pathlib.Path, *, check: Check | None = None) -> Task:
     """The same problems asked in a chat, for models that were taught to answer; the code is in the answer's fence."""
     items, bad = problems(place, cache_dir)
-    run = check or _Lazy()
+    run = check or _Own()
 
     def solve(item: Item) -> Solve:
         prompt = item.data.problem.prompt
@@ -101,16 +101,14 @@ def fenced(text: str) -> str | None:
     return found[1] if found else None
 
 
-class _Lazy:
-    """A sandbox that starts with its first program."""
+class _Own:
+    """A sandbox that ends with the task it is for."""
 
     def __init__(self) -> None:
-        self._sandbox: Sandbox | None = None
+        self._sandbox = Sandbox()
+        weakref.finalize(self, self._sandbox.close)
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
-        if self._sandbox is None:
-            self._sandbox = Sandbox()
-            weakref.finalize(self, self._sandbox.close)
         return self._sandbox.check(problem, completion)
 
 

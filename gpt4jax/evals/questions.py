@@ -17,7 +17,7 @@ class Question:
     """A question with choices, of which number `gold` is right.
 
     Raises:
-        ValueError: fewer than two choices, an empty or repeated one, no text, or a `gold` that is none of them.
+        ValueError: fewer than two choices, an empty one, no text, or a `gold` that is none of them.
     """
 
     stem: str

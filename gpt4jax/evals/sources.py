@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -43,7 +44,8 @@ def where(wheel: Wheel, name: str) -> str:
 
 def json_lines(data: bytes, name: str) -> Iterator[tuple[str, Row | str]]:
     """Each line's id ("name:number") and object; or, of a line that is no object, why."""
-    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+    # Not splitlines(), which also splits at characters that JSON's strings may hold.
+    for number, line in enumerate(re.split("\r\n|\r|\n", data.decode(errors="replace")), 1):
         if not line.strip():
             continue
         try:
@@ -70,19 +72,20 @@ def read(place: str, header: tuple[str, ...] = ()) -> list[tuple[str, Row | str]
         found = sorted(file for file in path.rglob("*") if _kind(file) in ("jsonl", "json", "csv"))
         if not found:
             raise UserError(f"{path} holds no .jsonl, .json or .csv file")
-        return [row for file in found for row in _file(file, header)]
+        return [row for file in found for row in _file(file, header, str(file.relative_to(path)))]
     if not path.is_file():
         raise UserError(f"there is no file or folder {path}")
-    return _file(path, header)
+    return _file(path, header, path.name)
 
 
 def _kind(path: pathlib.Path) -> str:
     return pathlib.Path(path.name.removesuffix(".gz")).suffix[1:]
 
 
-def _file(path: pathlib.Path, header: tuple[str, ...]) -> list[tuple[str, Row | str]]:
+def _file(path: pathlib.Path, header: tuple[str, ...], name: str) -> list[tuple[str, Row | str]]:
+    """Rows behind their ids: the file's name and a number."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    name = path.name.removesuffix(".gz")
+    name = name.removesuffix(".gz")
     stem = pathlib.Path(name).stem
     if _kind(path) == "jsonl":
         return list(json_lines(data, name))

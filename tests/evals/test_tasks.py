@@ -41,6 +41,38 @@ def test_mmlu_is_put_as_its_authors_put_it(tmp_path):
     assert found.answer == "C" and found.metrics["accuracy"] == 1.0
 
 
+def test_mmlus_own_folder_gives_shots_from_its_development_set(tmp_path):
+    for part in ("dev", "test", "val"):
+        (tmp_path / part).mkdir()
+        text = "".join(f"{part} {i}?,one,two,three,four,{'ABCD'[i % 4]}\n" for i in range(6))
+        (tmp_path / part / f"anatomy_{part}.csv").write_text(text)
+    task = choice_tasks.mmlu("mmlu", str(tmp_path), 5, CACHE)
+    assert [item.data.stem for item in task.items] == [f"test {i}?" for i in range(6)]
+    (call,) = next(task.solve(task.items[0]))
+    assert [shot.partition("?")[0] for shot in call.shots] == [f"dev {i}" for i in range(5)]
+    assert call.shots[1].endswith("D. four\nAnswer: B\n\n")
+    assert len({item.id for item in task.items}) == 6 and task.items[0].id == "test/anatomy_test.csv:1"
+
+
+def test_rows_of_tfds_are_read():
+    assert choice_tasks.hellaswag_row(
+        {"activity_label": "A", "context": "b", "endings": ["c", "d"], "label": 1}
+    ) == Question("A: b", ("c", "d"), 1)
+    sentence = {"sentence": "The _ ran.", "option1": "cat", "option2": "dog", "label": 1}
+    assert choice_tasks.winogrande_row(sentence) == Question("The _ ran.", ("cat", "dog"), 1)
+    arc = {"question": "Which?", "choices": {"text": ["a", "b"], "label": [0, 1]}, "answerKey": 1}
+    assert choice_tasks.arc_row(arc) == Question("Which?", ("a", "b"), 1)
+    book = {"question_stem": "Which?", **{f"choice_{one}": one for one in "ABCD"}, "answerKey": 3}
+    assert choice_tasks.arc_row(book) == Question("Which?", ("A", "B", "C", "D"), 3)
+
+
+def test_lines_end_where_json_lines_end():
+    text = json.dumps({"a": "one\u2028two\u0085"}, ensure_ascii=False)
+    assert list(sources.json_lines(f"{text}\r\n{text}\n".encode(), "x")) == [
+        (f"x:{i}", {"a": "one\u2028two\u0085"}) for i in (1, 2)
+    ]
+
+
 def test_appendix_f_as_the_report_prints_it():
     question = Question("Why?", ("w", "x", "y", "z"), 1, "astronomy")
     how = questions.APPENDIX_F
