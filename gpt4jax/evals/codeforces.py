@@ -15,6 +15,8 @@ def expected_rank(rating: float, others: Sequence[float]) -> float:
 def equilibrium(rank: float, others: Sequence[float], most: float = 4000.0) -> float:
     """The rating at which a rank is what is expected; 0 for one at or behind that of a rating of 0.
 
+    No rating is expected to be the first of all, so rank 1 gives `most`, which is a convention and no measurement.
+
     Raises:
         ValueError: a rank that no participant can have.
     """

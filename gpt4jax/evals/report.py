@@ -157,7 +157,8 @@ def calibration_words(found: Mapping[str, Any]) -> str:
     words = (
         f"Expected calibration error (plug-in) {found['expected_calibration_error']:.4f} over {found['pairs']} pairs"
     )
-    words += "; the report has 0.007 for its pre-trained model and 0.074 after PPO."
+    theirs = published.CALIBRATION
+    words += f"; the report has {theirs['pre-trained']} for its pre-trained model and {theirs['after PPO']} after PPO."
     if squared := found.get("squared_error"):
         interval = f"95% {squared['low']:.5f} to {squared['high']:.5f}"
         words += f" Squared error without bias {squared['debiased']:.5f} ({interval})."

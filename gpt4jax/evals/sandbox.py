@@ -4,8 +4,9 @@
 
 A program runs in a process of its own, forked from a limited one (`sandbox_worker`). It has
 
-- no file but the standard library's, to read, and a scratch folder in memory that is emptied after it (Landlock;
-  without user namespaces there is no scratch folder either);
+- no contents of files but those below Python's standard library and the system's (/lib, /usr/lib), to read, and a scratch
+  folder in memory that is emptied after it (Landlock; without user namespaces there is no scratch folder either); that
+  other files exist, and how large they are, it can see;
 - no system calls but those that computing takes (seccomp): no process, no program to execute, no socket of any
   family, no signal to anybody, nobody else's memory, no mount;
 - limits of memory, processor time, wall-clock time, size of files, open files and output; and it ends with its parent.
