@@ -4,10 +4,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from gpt4jax.errors import UserError
-from gpt4jax.evals import bias_tasks, choice_tasks, generation_tasks, humaneval, oai_tasks
+from gpt4jax.evals import bias_tasks, choice_tasks, exam_tasks, generation_tasks, humaneval, oai_tasks
 from gpt4jax.evals.calls import Task
 
-TASKS = {**choice_tasks.TASKS, **generation_tasks.TASKS, **bias_tasks.TASKS, **humaneval.TASKS}
+TASKS = {
+    **choice_tasks.TASKS, **exam_tasks.TASKS, **generation_tasks.TASKS, **bias_tasks.TASKS, **humaneval.TASKS,
+}  # fmt: skip
 
 
 OPENAI = "oai:"  # in front of the name of an eval, or of a set of evals

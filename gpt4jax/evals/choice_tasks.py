@@ -131,16 +131,25 @@ def exams_row(row: Row) -> Question:
     return Question(stem.strip(), choices, of_letter(row["ideal"].strip("[]"), choices))
 
 
-def cot_shots(text: str) -> list[Question]:
-    """The questions of one subject's chain-of-thought prompt, whose answers are at the end of a reasoning."""
+def cot_examples(text: str) -> list[tuple[Question, str]]:
+    """The questions of one subject's chain-of-thought prompt, whose answers are at the end of a reasoning, and that."""
     found = []
     for block in re.split(r"\n\nQ: ", "\n\n" + text.partition("\n\n")[2])[1:]:
         body, _, reasoning = block.partition("\nA: ")
         stem, *choices = re.split(r"\s*\(([A-D])\) ", body)
-        answer = re.search(r"answer is \(([A-D])\)", reasoning)
+        answer = re.search(r"\s*The answer is \(([A-D])\)", reasoning)
         if answer and choices[::2] == list("ABCD"):
-            found.append(Question(stem.strip(), tuple(one.strip() for one in choices[1::2]), "ABCD".index(answer[1])))
+            question = Question(stem.strip(), tuple(one.strip() for one in choices[1::2]), "ABCD".index(answer[1]))
+            why = re.sub(r"^Let's think step by step\.|We refer to Wikipedia articles on .*? for help\.", "",
+                         reasoning[: answer.start()])  # fmt: skip
+            found.append((question, re.sub(r"^\s*Let’s solve this problem step by step\.", "", why).strip()))
     return found
+
+
+def explained(cache_dir: pathlib.Path) -> dict[str, list[tuple[Question, str]]]:
+    """MMLU's development set by subject, with a reasoning for each answer (Chung et al. 2022)."""
+    prompts = json.loads(sources.member(sources.LM_EVAL, _DEV, cache_dir))
+    return {subject.replace("_", " "): cot_examples(text) for subject, text in prompts.items()}
 
 
 # Tasks.
@@ -234,8 +243,7 @@ def mmlu(name: str, place: str, shots: int, cache_dir: pathlib.Path, how: Format
     for item in parts["dev"]:
         shown[item.group].append(item.data)
     if shots and not shown:
-        prompts = json.loads(sources.member(sources.LM_EVAL, _DEV, cache_dir))
-        shown |= {subject.replace("_", " "): cot_shots(text) for subject, text in prompts.items()}
+        shown |= {subject: [question for question, _ in some] for subject, some in explained(cache_dir).items()}
     if shots and (unknown := sorted({item.group for item in items} - shown.keys())):
         raise UserError(f"{where}: there is no development set, so no shots, for the subjects {', '.join(unknown)}")
     return questions.task(name, items, bad, how, where, lambda item: shown.get(item.group, [])[:shots])

@@ -17,10 +17,8 @@ from gpt4jax.evals.questions import LETTERS
 from gpt4jax.evals.sources import Row
 
 EXPLANATION = dict(temperature=0.3, max_tokens=512)
-_BEFORE_LETTER, _NEXT = (
-    "\nThe answer is therefore",
-    "\n\nProblem ",
-)  # where an explanation ends, without and with its letter
+_BEFORE_LETTER = "\nThe answer is therefore"  # where an explanation ends
+_NEXT = "\n\nProblem "  # where it ends with its letter
 ESSAY_TEMPERATURE, ESSAY_TOKENS = 0.6, 1024  # the report says no limit
 IMAGE = "<|image|>"  # where a problem's text has a picture
 

@@ -4,7 +4,7 @@
 
 A program runs in a process of its own, forked from a limited one (`sandbox_worker`). It has
 
-- no contents of files but those below Python's standard library and the system's (/lib, /usr/lib), to read, and a scratch
+- no contents of files but those of Python's standard library and the system's (/lib, /usr/lib), to read, and a scratch
   folder in memory that is emptied after it (Landlock; without user namespaces there is no scratch folder either); that
   other files exist, and how large they are, it can see;
 - no system calls but those that computing takes (seccomp): no process, no program to execute, no socket of any

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from gpt4jax import files
 from gpt4jax.errors import UserError
-from gpt4jax.evals import codeforces, exam_figures, exams, published
+from gpt4jax.evals import catalog, codeforces, exam_figures, exams, published
 from gpt4jax.evals.calls import Generate, Generated, Item
 from gpt4jax.evals.exams import Band, Criterion, Problem, Section
 
@@ -55,6 +56,40 @@ def test_the_letter_may_be_read_from_the_explanation():
         assert outcome.answer == letter and outcome.metrics["accuracy"] == float(letter == "C")
     with pytest.raises(ValueError, match="no explanation"):
         exams.multiple_choice("x", [ASKED], [Problem("?", ("a", "b"), 0)], second_sample=True)
+
+
+def test_an_exam_of_ones_own_has_sections_and_examples(tmp_path):
+    rows = [
+        {"text": f"{i}+1?", "choices": ["1", str(i + 1), "x"], "answer": "B", "section": "easy" if i < 4 else "hard"}
+        for i in range(1, 7)
+    ]
+    examples = [row | {"shown": True, "explanation": "One more."} for row in rows[:2]]
+    faults = [rows[0] | {"answer": "D"}, rows[0] | {"shown": True}, {"text": "?"}, rows[0] | {"shown": "yes"}]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*examples, *rows[2:], *faults)))
+    places = {"exam": str(tmp_path / "exam.jsonl")}
+    (task,) = catalog.build(["exam"], places, 2, files.cache_dir())
+    assert [item.group for item in task.items] == ["easy", "hard", "hard", "hard"] and task.chance == 1 / 3
+    calls, outcome = run(task, task.items[0], [" Count."], ["B"])
+    assert [shot.partition("\n")[0] for shot in calls[0][0].shots] == ["Problem 1. 1+1?", "Problem 2. 2+1?"]
+    assert calls[0][0].prompt.startswith("Problem 3. 3+1?") and outcome.metrics == {"accuracy": 1.0}
+    assert [one.reason for one in task.malformed] == [
+        "the answer 'D' is none of its 3 choices", "it is shown as an example and has no explanation",
+        "it lacks the field 'choices'", "its explanation is no text, or shown is neither true nor false",
+    ]  # fmt: skip
+    for given, message in (({}, "--data exam=FILE.jsonl"), (places, "shows 2 problems as examples, and --shots wan")):
+        with pytest.raises(UserError, match=message):
+            catalog.build(["exam"], given, 5, files.cache_dir())
+
+
+def test_mmlu_as_an_exam_shows_each_subject_its_own_explained_examples():
+    (task,) = catalog.build(["mmlu_exam"], {}, None, files.cache_dir())
+    item = next(item for item in task.items if item.group == "anatomy")
+    (call,) = next(task.solve(item))
+    assert len(call.shots) == 5 and call.shots[0].endswith(
+        "Explanation for Problem 1: The pituitary gland is the major endocrine gland attached to the base of the "
+        "brain, and it is contained in the Cranial cavity.\n\nThe answer is therefore [B]\n\n"
+    )
+    assert len(task.items) == 14042 and item.data.text in call.prompt
 
 
 def test_pictures_become_tags_that_mean_nothing_or_stay():
