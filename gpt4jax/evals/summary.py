@@ -104,7 +104,9 @@ def _pairs(items: Sequence[tuple[np.ndarray, int]], temperature: float = 1.0) ->
 
 def line(one: Scored) -> dict[str, Any]:
     """An item's end as a line of its task's file."""
-    about: dict[str, Any] = {"id": one.item.id, "group": one.item.group, "shots_dropped": one.dropped}
+    about: dict[str, Any] = {
+        "id": one.item.id, "group": one.item.group, "cluster": one.item.cluster, "shots_dropped": one.dropped,
+    }  # fmt: skip
     if one.outcome is None:
         return {**about, "unscored": one.unscored}
     return {**about, "metrics": one.outcome.metrics, "answer": one.outcome.answer, "detail": one.outcome.detail}

@@ -1,12 +1,14 @@
 """Errors of means beside formulas written out, other estimators and simulated coverage."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from gpt4jax.evals import stats
+from gpt4jax.errors import UserError
+from gpt4jax.evals import compare, stats
 
 
 def test_items_that_stand_alone_have_the_usual_error_and_students_interval():
@@ -92,3 +94,25 @@ def test_the_smallest_difference_that_is_found():
 def test_what_can_not_be_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_two_runs_are_compared_item_by_item(tmp_path, capsys):
+    rng = np.random.default_rng(6)
+    ours, theirs = rng.integers(0, 2, 30), rng.integers(0, 2, 30)
+    for name, values, left_out in (("ours", ours, 3), ("theirs", theirs, 4)):
+        lines = [
+            {"id": f"i{i}", "cluster": f"c{i // 3}", "metrics": {"accuracy": float(value)}}
+            for i, value in enumerate(values)
+        ]
+        lines[left_out] = {"id": f"i{left_out}", "cluster": "c1", "unscored": "too long"}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "items-sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / name / "results.json").write_text(json.dumps({"tasks": {"sums": {}}}))
+    both = [i for i in range(30) if i not in (3, 4)]
+    expected = stats.mean((ours - theirs)[both], [i // 3 for i in both])
+    (found,) = compare.paired(*(compare.read(tmp_path / name)["sums"] for name in ("ours", "theirs"))).values()
+    assert (found.mean, found.standard_error) == pytest.approx((expected.mean, expected.standard_error))
+    assert compare.main([str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
+    assert f"sums: accuracy {expected.mean:+.4f} (95% " in capsys.readouterr().out
+    with pytest.raises(UserError, match="no finished evaluation"):
+        compare.main([str(tmp_path), str(tmp_path / "theirs")])
