@@ -78,19 +78,20 @@ def evaluate(flags: argparse.Namespace, names: Sequence[str], places: Mapping[st
     out = files.local_folder(flags.out, "--out")
     engine, template, about = _engine(flags)
     asker = Asker(engine, template, flags.batch_size, flags.seed)
-    kept = runner.Kept(out / "answers.jsonl", about)
     tasks = catalog.build(
         names, places, flags.shots, files.cache_dir(), registry=flags.registry_path, as_text=template is None
     )
+    _check_shots(tasks, flags.shots or 0)
+    kept = runner.Kept(out / "answers.jsonl", about)
     model = flags.weights or flags.workdir.name
-    results: dict[str, Any] = {"name": model, "model": about, "limit": flags.limit, "tasks": {}}
+    results: dict[str, Any] = {"name": model, "model": about, "tasks": _tasks_before(out / "results.json")}
     run = oai_log.run_id(datetime.datetime.now(datetime.UTC), os.urandom(5))
     for task in tasks:
         started, tokens = time.perf_counter(), engine.tokens_scored
         with _Progress(task.name) as progress:
             scored = runner.run(task, runner.sample(task.items, flags.limit), asker.ask, kept, progress.told)
         found = summary.summarise(task, scored)
-        found["seconds"] = round(time.perf_counter() - started, 2)
+        found["limit"], found["seconds"] = flags.limit, round(time.perf_counter() - started, 2)
         found["asked"], found["tokens_scored"] = progress.asked, engine.tokens_scored - tokens
         results["tasks"][task.name] = found
         lines = (json.dumps(summary.line(one), ensure_ascii=False) + "\n" for one in scored)
@@ -103,6 +104,28 @@ def evaluate(flags: argparse.Namespace, names: Sequence[str], places: Mapping[st
     report.write(out, results)
     job.say(f"{out / 'report.html'}")
     return 0
+
+
+def _tasks_before(path: pathlib.Path) -> dict[str, Any]:
+    """Results of other tasks in the same folder: of the same model, or its answers would have been refused."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["tasks"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has no results of gpt4jax.evaluate: {error!r}; use another --out") from error
+
+
+def _check_shots(tasks: Sequence[Any], wanted: int) -> None:
+    """Whether the tasks have as many solved examples as --shots asks for; tasks that never have any are named."""
+    from gpt4jax.evals import runner
+
+    for task in tasks if wanted else ():
+        most = runner.most_shots(task, wanted)
+        if not most:
+            job.say(f"{task.name} has no solved examples: --shots {wanted} is nothing to it")
+        elif most < wanted:
+            raise UserError(f"{task.name} has at most {most} solved examples, and --shots wants {wanted}")
 
 
 def _engine(flags: argparse.Namespace):

@@ -135,6 +135,24 @@ def test_what_can_not_be_is_said_and_nothing_written(home, more, message):
     assert not (home / "never").exists()
 
 
+def test_other_tasks_are_added_to_a_folder(home, done):
+    before = json.loads((home / "out" / "results.json").read_text())["tasks"]
+    assert before["piqa"]["shots"] == {"fewest": 0, "most": 0} and before["piqa"]["limit"] is None
+    own = ["--tasks", "medqa", "--data", f"medqa={home / 'medqa.jsonl'}", "--shots", "2", "--max_len", "384"]
+    assert evaluate.main(["--workdir", str(home / "run"), *own, "--limit", "8", "--out", str(home / "out")]) == 0
+    after = json.loads((home / "out" / "results.json").read_text())["tasks"]
+    assert after.keys() == before.keys() and after["piqa"] == before["piqa"]
+    assert after["medqa"]["shots"] == {"fewest": 2, "most": 2} and after["medqa"]["limit"] == 8
+    assert "2 shots" in (home / "out" / "report.html").read_text()
+
+
+def test_more_shots_than_there_are_is_refused(home, done, capsys):
+    own = ["--workdir", str(home / "run"), "--data", f"gsm8k={home / 'gsm8k.jsonl'}", "--max_len", "384"]
+    with pytest.raises(UserError, match="gsm8k has at most 8 solved examples, and --shots wants 99"):
+        evaluate.main([*own, "--tasks", "gsm8k", "--shots", "99", "--out", str(home / "many")])
+    assert not (home / "many").exists()
+
+
 def test_another_model_does_not_take_these_answers(home, done):
     with pytest.raises(UserError, match="another run's answers .seed differ.: use another --out"):
         evaluate.main([*map(str, flags(home, home / "out", "--seed", "1"))])

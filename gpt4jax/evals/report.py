@@ -113,7 +113,9 @@ def _overview(tasks: Mapping[str, Any]) -> str:
 
 
 def _about(task: Mapping[str, Any]) -> str:
-    about = f"{task['source']}. {task['scored']} of {task['of']} items, {task['seconds']} s"
+    fewest, most = task["shots"]["fewest"], task["shots"]["most"]
+    shots = f"{most} shots" if fewest == most else f"{fewest} to {most} shots"
+    about = f"{task['source']}. {task['scored']} of {task['of']} items, {shots}, {task['seconds']} s"
     if task["asked"]:
         about += f" for {task['asked']} new answers"
     return about + "."

@@ -16,12 +16,13 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 class Scored(NamedTuple):
-    """One item's end: its outcome, or why there is none; and how many shots its calls had to do without."""
+    """One item's end: its outcome, or why there is none; how many shots its task gave it, and how many were dropped."""
 
     item: Item
     outcome: Outcome | None
     unscored: str = ""
     dropped: int = 0
+    shots: int = 0
 
 
 class Kept:
@@ -101,7 +102,7 @@ def run(
     items = list(items)
     running = {i: task.solve(item) for i, item in enumerate(items)}
     ends: dict[int, Scored] = {}
-    dropped = dict.fromkeys(running, 0)
+    dropped, shots = dict.fromkeys(running, 0), dict.fromkeys(running, 0)
     sent: dict[int, list[Output]] = {}
     done = known = 0
     while running:
@@ -110,7 +111,7 @@ def run(
             try:
                 stage[i] = solve.send(sent[i]) if i in sent else next(solve)
             except StopIteration as stop:
-                ends[i] = Scored(items[i], stop.value, dropped=dropped[i])
+                ends[i] = Scored(items[i], stop.value, dropped=dropped[i], shots=shots[i])
         running = {i: running[i] for i in stage}
         calls = {key(call): call for asked in stage.values() for call in asked}
         missing = {name: call for name, call in calls.items() if name not in kept}
@@ -123,6 +124,7 @@ def run(
             done += 1
             told(done, known, True)
         for i, asked in stage.items():
+            shots[i] = max([shots[i], *(len(call.shots) for call in asked)])
             outputs = [kept[key(call)] for call in asked]
             too_long = next((output for output in outputs if isinstance(output, TooLong)), None)
             if too_long:
@@ -141,3 +143,15 @@ def sample(items: Sequence[Item], count: int | None) -> list[Item]:
         return list(items)
     chosen = {item.id for item in sorted(items, key=hashed)[:count]}
     return [item for item in items if item.id in chosen]
+
+
+def most_shots(task: Task, enough: int) -> int:
+    """The most shots that any of a task's first calls has in front; looks no further once there are `enough`."""
+    most = 0
+    for item in task.items:
+        solve = task.solve(item)
+        most = max([most, *(len(call.shots) for call in next(solve))])
+        solve.close()
+        if most >= enough:
+            break
+    return most

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from gpt4jax.evals.calibration import expected_calibration_error
 
 __all__ = [
-    "amc", "combined", "degradation", "exam_contamination", "expected_calibration_error", "gre", "lower_of_two",
-    "pass_at_k", "uniform_bar", "weighted",
+    "amc", "charted", "combined", "degradation", "exam_contamination", "expected_calibration_error", "gre",
+    "lower_of_two", "pass_at_k", "sat_reading_and_writing", "uniform_bar", "weighted",
 ]  # fmt: skip
 
 
@@ -48,6 +48,29 @@ def amc(right: int, blank: int, questions: int = 25) -> float:
     if min(right, blank) < 0 or right + blank > questions:
         raise ValueError(f"{right} right answers and {blank} blank ones of {questions} questions")
     return 6 * right + 1.5 * blank
+
+
+def charted(points: int, chart: Mapping[int, int]) -> int:
+    """A scaled score by an exam's own conversion chart, {raw points: scaled score}, such as SAT Math's 0 to 58 to 800.
+
+    Each form of an exam has its own chart, printed with it; none is built in.
+
+    Raises:
+        ValueError: points that the chart has not, or a chart that gives more points a lower score.
+    """
+    scaled = [chart[raw] for raw in sorted(chart)]
+    if scaled != sorted(scaled):
+        raise ValueError("the chart gives more points a lower score")
+    if points not in chart:
+        raise ValueError(f"the chart has no {points} points; it goes from {min(chart)} to {max(chart)}")
+    return chart[points]
+
+
+def sat_reading_and_writing(
+    reading: int, writing: int, reading_chart: Mapping[int, int], writing_chart: Mapping[int, int]
+) -> int:
+    """SAT Evidence-Based Reading and Writing, 200 to 800: ten times the sum of the two tests' scores, 10 to 40 each."""
+    return 10 * (charted(reading, reading_chart) + charted(writing, writing_chart))
 
 
 def uniform_bar(accuracy: float) -> int:

@@ -22,6 +22,7 @@ def summarise(task: Task, scored: Sequence[Scored]) -> dict[str, Any]:
     """
     done = [one for one in scored if one.outcome is not None]
     unscored = [{"id": one.item.id, "reason": one.unscored} for one in scored if one.outcome is None]
+    shots = [one.shots for one in done]
     malformed = [one._asdict() for one in task.malformed]
     found: dict[str, Any] = {
         "metric": task.metric, "chance": task.chance, "source": task.source, "items": len(scored),
@@ -29,6 +30,7 @@ def summarise(task: Task, scored: Sequence[Scored]) -> dict[str, Any]:
         "unscored": {"count": len(unscored), "first": unscored[:NAMED]},
         "malformed": {"count": len(malformed), "first": malformed[:NAMED]},
         "unparsed": _mean([one.outcome.answer is None for one in done if one.outcome]),
+        "shots": {"fewest": min(shots, default=0), "most": max(shots, default=0)},
         "shots_dropped": {"items": sum(one.dropped > 0 for one in done), "shots": sum(one.dropped for one in done)},
         "metrics": _metrics(done),
     }  # fmt: skip

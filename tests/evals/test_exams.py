@@ -7,7 +7,7 @@ import pytest
 
 from gpt4jax import files
 from gpt4jax.errors import UserError
-from gpt4jax.evals import catalog, codeforces, exam_figures, exams, published
+from gpt4jax.evals import catalog, codeforces, exam_figures, exams, published, scoring
 from gpt4jax.evals.calls import Generate, Generated, Item
 from gpt4jax.evals.exams import Band, Criterion, Problem, Section
 
@@ -190,6 +190,34 @@ def test_figures_4_and_5_are_drawn(tmp_path):
     exam_figures.exams(tmp_path / "4.png", {"LSAT": 30.0, "AP Biology": 15.0})
     exam_figures.languages(tmp_path / "5.png", {"Croatian": 24.0})
     assert all((tmp_path / f"{n}.png").stat().st_size > 20_000 for n in (4, 5))
-    with pytest.raises(ValueError, match="no exam 'Chess'"):
+    with pytest.raises(UserError, match="no exam 'Chess'"):
         exam_figures.exams(tmp_path / "4.png", {"Chess": 1.0})
+    with pytest.raises(UserError, match="Croatian has 101"):
+        exam_figures.languages(tmp_path / "5.png", {"Croatian": 101})
+
+
+def test_figures_4_and_5_are_drawn_by_a_command(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"German": 24.5}))
+    made = ["--out", str(tmp_path / "figures")]
+    assert exam_figures.main([*made, "--languages", str(tmp_path / "own.json"), "--name", "ours"]) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"figure_4.png", "figure_5.png"}
+    with pytest.raises(UserError, match="cannot be read"):
+        exam_figures.main([*made, "--percentiles", str(tmp_path / "none.json")])
+    (tmp_path / "own.json").write_text("[1]")
+    with pytest.raises(UserError, match="an object of numbers by name"):
+        exam_figures.main([*made, "--percentiles", str(tmp_path / "own.json")])
     assert json.dumps(published.PERCENTILES)
+
+
+def test_charts_give_the_reports_sat_scores():
+    # Vision GPT-4 has 90.38% of 52 and 84.09% of 44 right, and 710 (Tables 1 and 10): test scores with a sum of 71.
+    reading, writing = {46: 36, 47: 36, 48: 37}, {36: 34, 37: 35, 38: 35}
+    right = [
+        round(published.SECTIONS[f"SAT EBRW {name}"].score * n / 100) for name, n in (("Reading", 52), ("Writing", 44))
+    ]
+    assert right == [47, 37] and scoring.sat_reading_and_writing(*right, reading, writing) == 710
+    assert scoring.charted(48, reading) == 37
+    with pytest.raises(ValueError, match="no 50 points; it goes from 46 to 48"):
+        scoring.charted(50, reading)
+    with pytest.raises(ValueError, match="more points a lower score"):
+        scoring.charted(1, {1: 300, 2: 290})
