@@ -70,17 +70,36 @@ def default() -> ml_collections.ConfigDict:
     m.dtype = "float32"  # of activations and matrix products
     m.param_dtype = "float32"  # of stored parameters and optimizer moments
 
+    c.vision = v = ml_collections.ConfigDict()
+    v.frontend = "none"  # of images: "linear" patches, a "vit", or a ViT with a perceiver "resampler"
+    v.image_token = 0  # the id that stands for a patch in the text: the tokenizer's size + 1
+    v.patch_size = 16  # pixels a side
+    v.max_patches = 256  # of an image; a larger one is made smaller
+    v.num_layers = 12  # of the ViT
+    v.embed_dim = 768  # its width
+    v.num_heads = 12  # its heads, and the resampler's
+    v.mlp_dim = 3072  # hidden width of its MLP
+    v.activation = "gelu"  # or "quick_gelu", as CLIP has it
+    v.class_token = False  # a token for the whole image, as CLIP has it
+    v.resampler_layers = 2  # of the resampler
+    v.resampler_len = 64  # tokens that it makes of an image
+    v.frozen = False  # the ViT stays as it is
+    v.clip_dim = 0  # contrastive training (CLIP) in so many dimensions, the decoder being the text's tower; 0: none
+
     c.data = d = ml_collections.ConfigDict()
     # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "named_tasks:MEGABYTES",
     # "folder:PATH", "jsonl:PATH", or
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
     d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row
+    d.row_patches = 0  # with images: patches in a row; 0: as many as tokens
+    d.row_images = 0  # ... and images in a row; 0: one for every 32 tokens
     # "packed": each row holds whole documents or pieces, rows shuffled; "stream": documents shuffled, and row r of
     d.layout = "packed"  # a step goes on where row r of the step before ended
     d.train_split = "train"  # split names of a TFDS set
     d.eval_split = "eval"  # held out
     d.text_feature = "text"  # which feature of a TFDS set, or key of a JSONL object, is the text
+    d.image_feature = ""  # with images: which feature of a TFDS set is the image
     d.shard_bytes = 2**25  # text in a logical shard of the token cache; a longer document is split
     d.cache_dir = ""  # prepared data sets, tokenizers and token caches; "": $GPT4JAX_CACHE or ~/.cache/gpt4jax
     d.prefetch = 4  # batches read ahead
@@ -200,6 +219,7 @@ def _value(key: str, text: str, old: Any) -> Any:
 
 _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
+    "data.row_patches": 0, "data.row_images": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
     "eval.memory_len": -1,
@@ -263,11 +283,15 @@ def check_packed(config: Mapping[str, Any], job: str) -> None:
 def model_config(config: Mapping[str, Any]):
     """The decoder's frozen dataclass from the group `model` of a config (or of its JSON)."""
     from gpt4jax import model
+    from gpt4jax.model.vision_config import VisionConfig
 
     fields = {field.name for field in dataclasses.fields(model.Config)}
     values: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in config["model"].items() if name in fields
     }
+    vision = dict(config["vision"])
+    if vision["frontend"] != "none":
+        values["vision"] = VisionConfig(**vision)
     return model.Config(**values)
 
 

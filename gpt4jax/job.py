@@ -58,6 +58,7 @@ def load_model(flags: argparse.Namespace, dtype: str = "", mesh=None):
     config = configuration.from_json(workdir / "config.json")
     model_config = configuration.model_config(config)
     tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
+    tok = tok if model_config.vision is None else tokenizer.with_images(tok)
     shardings = weights.shardings(model_config, mesh, str(workdir))
     step, params = load_params(workdir, model_config, say, shardings)
     say(f"step {step} of {workdir}")

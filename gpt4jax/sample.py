@@ -25,6 +25,13 @@ def main(argv: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="the text to continue")
     what.add_argument("--chat", action="store_true", help="talk with the model, by its own chat template")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=pathlib.Path,
+        help="for each <|image|> in the prompt, in their order",
+    )
     parser.add_argument("--system", help="the system message of a chat")
     parser.add_argument("--chat_template", type=pathlib.Path, help="a file with a Jinja template, for a chat")
     parser.add_argument("--max_tokens", type=int, help="of a text or an answer, at most (default 128; chat: 512)")
@@ -42,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     if not flags.chat and (flags.system is not None or flags.chat_template or flags.max_len):
         parser.error("--system, --chat_template and --max_len are for --chat")
+    if flags.chat and flags.image:
+        parser.error("--image is for --prompt")
     if flags.max_tokens is None:
         flags.max_tokens = 512 if flags.chat else 128
     settings = {name: getattr(flags, name) for name in _SETTINGS}
@@ -71,17 +80,26 @@ def _open_streams(reads: bool) -> None:
 
 def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Streams a text's continuation."""
+    from gpt4jax.data import images
+    from gpt4jax.inference import images as of_images
     from gpt4jax.inference.request import Request
 
     try:
         flags.prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no UTF-8 text: {flags.prompt!r}") from error
+    pictures = [images.read(path) for path in flags.image]  # before a model is loaded for them
     loaded, tokenizer = _load(flags)
-    ids = tokenizer.prompt(flags.prompt)
+    vision = loaded.config.vision
+    ids, given = of_images.prompt(tokenizer, vision, flags.prompt, pictures)
     if not ids:
         raise UserError(f"the prompt is empty, and {loaded.source} has no token that starts a text: give it a word")
-    request = Request(ids, **settings)
+    for path, picture in zip(flags.image, pictures, strict=True):
+        if vision is not None and (size := of_images.shrunk(picture, vision)):
+            old = f"{picture.shape[1]} x {picture.shape[0]}"
+            job.say(f"{path}: {old} pixels are more than the model takes ({vision.max_patches} patches of "
+                    f"{vision.patch_size}^2): made {size[1]} x {size[0]}")  # fmt: skip
+    request = Request(ids, images=given, **settings)
     with signals.StopRequest() as stop:
         _write(_engine(flags, loaded, len(request.prompt) + request.max_tokens).stream(request), stop)
     print(flush=True)

@@ -35,11 +35,11 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     import jax
 
     from gpt4jax import model
-    from gpt4jax.data import text, tokenizer
+    from gpt4jax.data import multimodal, text, tokenizer
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, init_from, metrics, optimizer, report, step
+    from gpt4jax.training import checkpoint, evaluation, init_from, metrics, optimizer, report, step
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
@@ -74,7 +74,10 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     job.say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
 
     # --- Data: tokenized once, then cached.
-    data = text.load(config.data, model_config.vocab_size, cache_dir, job.say, start.tokenizer)
+    if model_config.vision is None:
+        data = text.load(config.data, model_config.vocab_size, cache_dir, job.say, start.tokenizer)
+    else:
+        data = multimodal.load(config.data, model_config.vision, model_config.vocab_size, cache_dir, job.say)
     if max(checkpoint.saved_steps(workdir), default=0) > config.num_steps:
         raise UserError(
             f"{workdir} is at step {checkpoint.saved_steps(workdir)[-1]}, past num_steps {config.num_steps}"
@@ -97,6 +100,9 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         partial(step.eval_step, eval_config),
         in_shardings=(shardings.params, rows, behind), out_shardings=(everywhere, behind), donate_argnums=2,
     )  # fmt: skip
+    right_step = jax.jit(
+        partial(step.right_step, model_config), in_shardings=(shardings.params, rows), out_shardings=everywhere
+    )
     no_memory = jax.jit(
         lambda: model.init_memory(eval_config, eval_rows) if eval_memory else None, out_shardings=behind
     )
@@ -134,7 +140,10 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
             flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
             peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
         )  # fmt: skip
-        loop = Loop(config, mesh, data, train_step, eval_step, no_memory, checkpoints, log, writer, progress)
+        measure = evaluation.of_text(config, mesh, data, eval_step, right_step, no_memory)
+        loop = Loop(
+            config, mesh, data.of("train"), step.Batch.of, train_step, measure, checkpoints, log, writer, progress
+        )
         with jax.set_mesh(mesh), signals.StopRequest() as stop:
             state = loop.run(state, history, stop, workdir / "profile" if profile else None)
             checkpoints.wait()

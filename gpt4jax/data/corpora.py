@@ -127,11 +127,11 @@ def _own(builder_class: type, root: str, feature: str, cache_dir: pathlib.Path) 
             f"{root} has {sum(usable.values())} usable documents, too few to hold out {HELD_OUT_PERCENT}% "
             "by hash for evaluation: use more documents, or smaller ones"
         )
-    return _built(builder_class, root, digest.hexdigest(), cache_dir, feature)
+    return built(builder_class, root, digest.hexdigest(), cache_dir, feature)
 
 
 def _packages(cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
-    return _built(PythonPackages, str(cache_dir), packages.fingerprint(packages.packages()), cache_dir)
+    return built(PythonPackages, str(cache_dir), packages.fingerprint(packages.packages()), cache_dir)
 
 
 def _generated(kind: str, megabytes: str, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
@@ -142,12 +142,17 @@ def _generated(kind: str, megabytes: str, cache_dir: pathlib.Path) -> tfds.core.
     # The code that generates, and what it does: another NumPy may draw otherwise.
     for text in (*map(inspect.getsource, modules), *sample()):
         digest.update(hashlib.sha256(text.encode()).digest())
-    return _built(builder_class, megabytes, digest.hexdigest(), cache_dir)
+    return built(builder_class, megabytes, digest.hexdigest(), cache_dir)
 
 
-def _built(
+def built(
     builder_class: type, root: str, fingerprint: str, cache_dir: pathlib.Path, feature: str = ""
 ) -> tfds.core.DatasetBuilder:
+    """A builder of ours, prepared under `cache_dir` on first use.
+
+    Raises:
+        UserError: the disk is full, or whatever else keeps it from being written.
+    """
     config = SourceConfig(name=fingerprint[:16], root=root, feature=feature, fingerprint=fingerprint)
     builder = builder_class(data_dir=cache_dir / "tfds", config=config, file_format="array_record")
     tfds.disable_progress_bar()
@@ -209,10 +214,19 @@ class SourceConfig(tfds.core.BuilderConfig):
     fingerprint: str = ""
 
 
-class _TextBuilder(tfds.core.GeneratorBasedBuilder):
-    """Documents as {"key", "text"}, in a train and an eval split by the hash of the group."""
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """A train and an eval split, which `_generate_examples(evaluation)` gives."""
 
     VERSION = tfds.core.Version("1.0.0")
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {"train": self._generate_examples(False), "eval": self._generate_examples(True)}
+
+
+class _TextBuilder(Builder):
+    """Documents as {"key", "text"}, in a train and an eval split by the hash of the group."""
+
     python_only = False
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -221,9 +235,8 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, description=self.__doc__, metadata=metadata)
 
     def _split_generators(self, dl_manager):
-        del dl_manager
         self.info.metadata.update(empty=0, copies=0, not_utf8=[])
-        return {"train": self._generate_examples(False), "eval": self._generate_examples(True)}
+        return super()._split_generators(dl_manager)
 
     def _generate_examples(self, evaluation: bool):
         config = self.builder_config
@@ -314,7 +327,12 @@ class UserText(_TextBuilder):
     """The files of a folder, or the lines of a JSONL file."""
 
 
-def _tfds_set(options: Any) -> Corpus:
+def tfds_builder(options: Any) -> tfds.core.DatasetBuilder:
+    """The builder of a TFDS set that is prepared as ArrayRecord.
+
+    Raises:
+        UserError: there is none, or it is not so prepared.
+    """
     name = options.dataset
     try:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
@@ -329,18 +347,32 @@ def _tfds_set(options: Any) -> Corpus:
         raise UserError(f"TFDS set {name!r} is not prepared under {builder.data_dir}: {how}")
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(f"TFDS set {name!r} is stored as {builder.info.file_format.value}: {how}")
-    feature = options.text_feature
+    return builder
+
+
+def tfds_source(builder: tfds.core.DatasetBuilder, ours: str, theirs: str) -> Any:
+    """A split of a TFDS set, at random.
+
+    Raises:
+        UserError: it has no such split.
+    """
+    try:
+        return builder.as_data_source(split=theirs)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"TFDS set {builder.info.name!r} has no split {theirs!r} but {', '.join(builder.info.splits)}; "
+            f"set data.{ours}_split (slices such as 'train[:99%]' work)"
+        ) from error
+
+
+def _tfds_set(options: Any) -> Corpus:
+    name, feature, builder = options.dataset, options.text_feature, tfds_builder(options)
     if feature not in builder.info.features:
         raise UserError(f"TFDS set {name!r} has no feature {feature!r} but {', '.join(builder.info.features)}")
-    splits = {}
-    for ours, theirs in (("train", options.train_split), ("eval", options.eval_split)):
-        try:
-            splits[ours] = Documents(builder.as_data_source(split=theirs), feature)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"TFDS set {name!r} has no split {theirs!r} but {', '.join(builder.info.splits)}; "
-                f"set data.{ours}_split (slices such as 'train[:99%]' work)"
-            ) from error
+    splits = {
+        ours: Documents(tfds_source(builder, ours, theirs), feature)
+        for ours, theirs in (("train", options.train_split), ("eval", options.eval_split))
+    }
     facts = [builder.info.full_name, feature, options.train_split, options.eval_split]
     facts += [f"{k} {s.num_examples} {s.num_bytes} {s.shard_lengths}" for k, s in sorted(builder.info.splits.items())]
     return Corpus(name, hashlib.sha256("\n".join(facts).encode()).hexdigest(), splits, ())

@@ -52,25 +52,51 @@ def _counting(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(starts, counts)
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+LOOKED_AT = 32  # bins of one room that are asked whether they have room for the rest too
+
+
+def best_fit(
+    lengths: np.ndarray, capacity: int, also: tuple[np.ndarray, tuple[int, ...]] | None = None
+) -> list[list[int]]:
     """Bins of indices whose lengths sum to at most `capacity`: longest first, each into the fullest bin it fits.
 
     Lengths of 0 go nowhere. O(n capacity) at worst, and the same bins on every machine.
+
+    `also` has other sizes (n, m) of what has the lengths, and the m capacities of a bin for them.
     """
+    others = None if also is None else also[0].tolist()
+    left: list[list[int]] = []  # of the other capacities, in each bin
+
+    def fits(index: int, bin_: int) -> bool:
+        return others is None or all(a <= b for a, b in zip(others[index], left[bin_], strict=True))
+
+    def find(index: int, length: int) -> tuple[int, int] | None:
+        """The room of a bin, and where in the stack of that room it lies."""
+        for room in range(length, capacity + 1):
+            stack = by_room[room]
+            for place in range(len(stack) - 1, max(-1, len(stack) - 1 - LOOKED_AT), -1):
+                if fits(index, stack[place]):
+                    return room, place
+        return None
+
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins with exactly so much room, as stacks
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
         if length == 0:
             break
-        room = next((r for r in range(length, capacity + 1) if by_room[r]), None)
-        if room is None:
-            bins.append([index])
-            by_room[capacity - length].append(len(bins) - 1)
+        found = find(index, length)
+        if found is None:
+            bins.append([])
+            left.append(list(also[1]) if also is not None else [])
+            room, chosen = capacity, len(bins) - 1
         else:
-            chosen = by_room[room].pop()
-            bins[chosen].append(index)
-            by_room[room - length].append(chosen)
+            room, place = found
+            chosen = by_room[room].pop(place)
+        bins[chosen].append(index)
+        by_room[room - length].append(chosen)
+        if others is not None:
+            left[chosen] = [a - b for a, b in zip(left[chosen], others[index], strict=True)]
     return bins
 
 

@@ -11,15 +11,17 @@ from gpt4jax.errors import UserError
 class TextData(NamedTuple):
     """A tokenizer, the rows of each split, and what identifies them (kept as `data.json` beside a run).
 
-    Of the layout "packed" there are `rows`, of "stream" there are `documents`.
+    Of the layout "packed" there are `rows`, of "stream" there are `documents`. `asked` has rows of questions whose
+    answers are counted: "" as they are, "_blind" without their images.
     """
 
     tokenizer: tokenizer.Tokenizer
-    rows: dict[str, cache.PackedRows]
+    rows: dict[str, Any]
     documents: dict[str, stream.Documents]
     facts: dict[str, Any]
+    asked: dict[str, Any] = {}  # noqa: RUF012 # of a NamedTuple: nobody writes into it
 
-    def of(self, split: str) -> cache.PackedRows | stream.Documents:
+    def of(self, split: str) -> Any:
         """What the batches of a split are made of, in the layout of the run."""
         return self.rows[split] if self.rows else self.documents[split]
 

@@ -20,6 +20,7 @@ from gpt4jax.errors import UserError
 
 END = tokenizer_json.END
 WEIGHTS = "weights"  # data.tokenizer: the tokenizer of the weights that a run starts from
+IMAGE, PATCH, END_OF_IMAGE = "<|image|>", "<|image_patch|>", "<|/image|>"
 TRAINED_FILE = "tokenizer.json"  # in a run's workdir
 BPE_TRAIN_BYTES = 2**26  # of text that a BPE vocabulary is trained on: the first documents of the train split
 
@@ -178,6 +179,25 @@ def from_bytes() -> Tokenizer:
 
     json = partial(tokenizer_json.of_ranks, {piece: i for i, piece in enumerate(pieces[:256])}, 256, None)
     return _own("bytes", pieces, 256, encode_batch, _short("bytes"), json)
+
+
+def with_images(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with three more special tokens behind its ids: an image's beginning, its patches and its end.
+
+    The second one is the decoder's `image_token`. In markup "<|image|>" alone is asked for: what stands for an image
+    depends on its size (`interleaved`).
+    """
+    first = tokenizer.vocab_size
+    special = {IMAGE: first, PATCH: first + 1, END_OF_IMAGE: first + 2}
+
+    def encode_markup(text: str) -> list[int]:
+        before, *others = (tokenizer.encode_markup(part) for part in text.split(IMAGE))
+        return before + [token for part in others for token in (first, *part)]
+
+    return dataclasses.replace(
+        tokenizer, pieces=(*tokenizer.pieces, b"", b"", b""), encode_markup=encode_markup,
+        special={**tokenizer.special, **special}, fingerprint=_short(tokenizer.fingerprint + IMAGE),
+    )  # fmt: skip
 
 
 def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:

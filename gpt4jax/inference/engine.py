@@ -88,6 +88,10 @@ class Engine:
         self.config, self.tokenizer = config, tokenizer
         self.max_len = max_len or config.max_seq_len
         self._chunk = min(CHUNK, 1 << (config.max_seq_len.bit_length() - 1))
+        # Of prompts with images: an image is read all at once.
+        self._image_chunk = 0
+        if config.vision is not None:
+            self._image_chunk = max(self._chunk, 1 << (config.vision.longest - 1).bit_length())
         if mesh is not None:
             partition.check_parameters(config, mesh)
         self._pool = self._make_pool(params, draft, rows=rows, mesh=mesh, weights=weights, consume=consume)
@@ -103,11 +107,13 @@ class Engine:
     def _make_pool(self, params: Params, draft: Draft | None, **options: Any) -> Pool:
         config = self.config
         guesses = 0 if draft is None else draft.tokens
-        whole = max(self._chunk, CACHE_BLOCK)  # chunks and blocks, so that none reaches past the end
+        whole = max(self._chunk, self._image_chunk, CACHE_BLOCK)  # chunks and blocks, so that none reaches past the end
         options["length"] = -(-(self.max_len + guesses) // whole) * whole  # the last guesses may be too many
         # What may be written past a row's end: a chunk with its padding, or a token and guesses, all or none kept.
-        options["append"] = max(self._chunk, guesses + 1)
+        options["append"] = max(self._chunk, self._image_chunk, guesses + 1)
         options["vocab_size"] = config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
+        if config.vision is not None:  # an image's tokens come last, and nobody draws them
+            options["vocab_size"] = min(options["vocab_size"], config.vision.image_token - 1)
         large = options | dict(config=config, params=params)
         if draft is None:
             return Pool(**large)
@@ -247,7 +253,26 @@ class Engine:
         self._check(request.prompt, request.max_tokens, self.max_len)
         if request.stop and self.tokenizer is None:
             raise UserError("stop texts need a tokenizer: give the engine one, or stop_ids to the request")
-        return Slot(request, self.tokenizer)
+        self._check_images(request)
+        return Slot(request, self.tokenizer, -1 if self.config.vision is None else self.config.vision.image_token)
+
+    def _check_images(self, request: Request) -> None:
+        vision = self.config.vision
+        if request.images is None:
+            if vision is not None and vision.image_token in request.prompt:
+                raise UserError("the prompt has tokens of images, and no images came with it")
+            return
+        if vision is None or isinstance(self._pool, SpeculativePool):
+            raise UserError(
+                "this model takes no images: it was trained on text alone"
+                if vision is None
+                else "with a draft model there are no images: it sees none"
+            )
+        asked = sum(token == vision.image_token for token in request.prompt)
+        _, patches = np.unique(request.images.image_bp[request.images.image_bp > 0], return_counts=True)
+        given = sum(vision.image_len(int(count)) for count in patches)
+        if asked != given:
+            raise UserError(f"the prompt has {asked} tokens of images, and its images are {given}")
 
     def _check(self, tokens: Sequence[int], more: int, limit: int) -> None:
         if len(tokens) + more > limit:
@@ -280,27 +305,38 @@ class Engine:
             (slot.number, row, slot) for row, slot in enumerate(self._slots) if slot is not None and slot.reading
         ]
         now: dict[int, tuple[int, Slot]] = {}
-        size = 0
+        kind: tuple[int, bool] | None = None  # the length, and whether there are images: that is another program
         for _, row, slot in sorted(reading, key=lambda item: item[0]):
             if self._pool.part(row) in now:
                 continue
-            self._reuse(row, slot)
-            if slot.reading and size in (0, self._chunk_size(slot)):
-                size = self._chunk_size(slot)
+            images = slot.request.images
+            if images is None:
+                self._reuse(row, slot)
+            own = self._chunk_size(slot), images is not None
+            if slot.reading and kind in (None, own):
+                if images is not None and slot.embeddings is None:
+                    slot.embeddings = self._pool.embed(images)
+                kind = own
                 now[self._pool.part(row)] = row, slot
-        if not now:
+        if kind is None:
             return []
-        counts = {row: min(size, len(slot.inputs) - slot.done) for row, slot in now.values()}
+        size, _ = kind
+        counts = {row: slot.within_images(size) for row, slot in now.values()}
         chunks = {
-            row: Chunk(slot.done, slot.inputs[slot.done : slot.done + size], slot.targets(counts[row]))
+            row: Chunk(
+                slot.done, slot.inputs[slot.done : slot.done + counts[row]], slot.targets(counts[row]),
+                slot.images(counts[row]),
+            )
             for row, slot in now.values()
-        }
+        }  # fmt: skip
         scores = self._pool.read(chunks, size)
         events = []
         for row, slot in now.values():
             events += slot.read(counts[row], scores.get(row))
             whole = slot.inputs[: slot.done]
-            if counts[row] == self._chunk and self._prefixes.wants(whole):  # not padded: they end with a whole block
+            of_text = slot.request.images is None  # an image's tokens don't say which it is
+            # Not padded: they end with a whole block.
+            if of_text and counts[row] == self._chunk and self._prefixes.wants(whole):
                 self._prefixes.put(whole, self._pool.read_block(row, slot.done - size, size))
         return events
 
@@ -314,7 +350,8 @@ class Engine:
 
     def _chunk_size(self, slot: Slot) -> int:
         rest = len(slot.inputs) - slot.done
-        return self._chunk if rest >= self._chunk else max(min(_SHORTEST, self._chunk), 1 << (rest - 1).bit_length())
+        most = self._chunk if slot.request.images is None else self._image_chunk
+        return most if rest >= most else max(min(_SHORTEST, most), 1 << (rest - 1).bit_length())
 
     def _draw(self) -> list[Event]:
         drawing = {row: slot for row, slot in enumerate(self._slots) if slot is not None and slot.draws}

@@ -11,19 +11,25 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt4jax import model
 from gpt4jax.inference import programs
+from gpt4jax.inference.images import padded
 from gpt4jax.inference.prepare import prepare
 from gpt4jax.inference.programs import Drawn, Rows, Scores
 from gpt4jax.model import axes
 from gpt4jax.model.cached import CACHE_AXES, KeysValues
 from gpt4jax.model.parameters import Params
+from gpt4jax.model.vision import Embeddings, Images
 
 
 class Chunk(NamedTuple):
-    """Tokens of a prompt behind the first `length` in a row's cache, and what is to be scored (`programs.prefill`)."""
+    """Tokens of a prompt behind the first `length` in a row's cache, and what is to be scored (`programs.prefill`).
+
+    With images, the embeddings (n, D) of the image tokens among them; either all chunks of a call have some, or none.
+    """
 
     length: int
     tokens: np.ndarray
     targets: np.ndarray
+    images: np.ndarray | None = None
 
 
 class Pool:
@@ -82,14 +88,26 @@ class Pool:
         for row, chunk in chunks.items():
             tokens_bt[self.part(row), : len(chunk.tokens)] = chunk.tokens
             targets_bt[self.part(row), : len(chunk.targets)] = chunk.targets
+        images = None
+        if any(chunk.images is not None for chunk in chunks.values()):
+            x_bed = np.zeros((self.parts, size, self.config.embed_dim), self.config.compute_dtype)
+            for row, chunk in chunks.items():
+                assert chunk.images is not None
+                x_bed[self.part(row), : len(chunk.images)] = chunk.images
+            images = Embeddings(x_bed)
         with self.on_mesh():
             self.cache, scores = programs.prefill(
-                self.config, self.params, self.cache, row_b, length_b, tokens_bt, targets_bt
+                self.config, self.params, self.cache, row_b, length_b, tokens_bt, targets_bt, images
             )
         if (targets_bt < 0).all():
             return {}
         scores = jax.device_get(scores)
         return {row: Scores(*(leaf[self.part(row)] for leaf in scores)) for row in chunks}
+
+    def embed(self, images: Images) -> np.ndarray:
+        """The embeddings of one prompt's images, on the host: (E, D), of which the first are those of its tokens."""
+        with self.on_mesh():
+            return jax.device_get(programs.embed(self.config, self.params, padded(images)).x_bed[0])
 
     def read_block(self, row: int, start: int, size: int) -> tuple[KeysValues, ...]:
         """Keys and values of some of a row's tokens, on the host, stacked over the layers: (L, K, size, H)."""

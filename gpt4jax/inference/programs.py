@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from gpt4jax import model
 from gpt4jax.inference import sampling
 from gpt4jax.inference.sampling import Settings
+from gpt4jax.model import vision
 from gpt4jax.model.cached import Cached, KeysValues
 from gpt4jax.model.decoder import State
+from gpt4jax.model.vision import Embeddings, Images
 
 MAX_TOP_LOGPROBS = 20
 
@@ -96,13 +98,15 @@ def prefill(
     length_b: jax.Array,
     tokens_bt: jax.Array,
     target_bt: jax.Array,
+    images: Embeddings | None = None,
 ) -> tuple[Caches, Scores]:
     """T tokens of a prompt into one row of each of B equal parts of the cache (-1: none), behind what is there.
 
     `target_bt` is the token after each position, or -1 where nobody asks for its score. Padding comes last: what
-    it writes lies behind the row's end, where nobody sees it and the next tokens overwrite it.
+    it writes lies behind the row's end, where nobody sees it and the next tokens overwrite it. `images` are those of
+    the image tokens among these, all of each image.
     """
-    x_btd, state = model.features(config, params, tokens_bt, state=State(cache, length_b, row_b))
+    x_btd, state = model.features(config, params, tokens_bt, images=images, state=State(cache, length_b, row_b))
     assert isinstance(state, State)
 
     def score() -> Scores:
@@ -116,6 +120,12 @@ def prefill(
         return Scores(jnp.zeros(target_bt.shape, config.stable_dtype), jnp.zeros(target_bt.shape, bool))
 
     return state.cache, jax.lax.cond(jnp.any(target_bt >= 0), score, nothing)
+
+
+@partial(jax.jit, static_argnums=0)
+def embed(config: model.Config, params: Any, images: Images) -> Embeddings:
+    """What the frontend makes of images."""
+    return vision.embed(config, params, images)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpt4jax.errors import UserError
 from gpt4jax.inference.programs import MAX_TOP_LOGPROBS
+from gpt4jax.model.vision import Images
 
 _WHOLE = (
     ("max_tokens", 0, 2**31 - 1), ("top_k", 0, 2**31 - 1), ("seed", 0, 2**32 - 1),
@@ -36,6 +37,7 @@ class Request:
         stop_ids: ids that end it, and are not part of it; None: the tokenizer's own.
         top_logprobs: how many of the likeliest tokens to tell at each place.
         score_from: log probabilities of prompt[score_from:], each after all tokens before it.
+        images: those that the prompt's image tokens stand for, of one row (`images.prompt`).
 
     Raises:
         UserError: settings that can't be, or that contradict each other.
@@ -53,6 +55,7 @@ class Request:
     stop_ids: frozenset[int] | None = None
     top_logprobs: int = 0
     score_from: int | None = None
+    images: Images | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "stop"):

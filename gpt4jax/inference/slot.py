@@ -19,8 +19,10 @@ class Slot:
     place where anything is drawn.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None):
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, image_token: int = -1):
         self.request = request
+        self.embeddings: np.ndarray | None = None  # of its images, once they are asked for
+        self._image_token = image_token
         self.number = -1  # the engine's, once it is queued
         self.prompt = np.asarray(request.prompt, np.int32)
         self.done = 0  # tokens in the cache
@@ -52,6 +54,24 @@ class Slot:
     def unscored(self) -> int:
         """How many of `inputs` may come from a kept beginning: those whose next token nobody wants the score of."""
         return len(self.inputs) if self.request.score_from is None else self.request.score_from - 1
+
+    def within_images(self, size: int) -> int:
+        """How many of the next `size` inputs can be read at once: the last of them is not inside an image.
+
+        The longest image must not be longer than that.
+        """
+        end = min(self.done + size, len(self.inputs))
+        inside = end < len(self.inputs) and self.inputs[end] == self._image_token
+        while inside and self.inputs[end - 1] == self._image_token:
+            end -= 1
+        return end - self.done
+
+    def images(self, count: int) -> np.ndarray | None:
+        """The embeddings of the image tokens among the next `count` inputs."""
+        if self.embeddings is None:
+            return None
+        first, last = (int(np.sum(self.inputs[:end] == self._image_token)) for end in (self.done, self.done + count))
+        return self.embeddings[first:last]
 
     def targets(self, count: int) -> np.ndarray:
         """The tokens after the next `count` inputs where their scores are wanted, else -1."""

@@ -20,12 +20,16 @@ class Where(NamedTuple):
     Of an induction layer also each key's token, and the token before it (-1 before a segment's first): there a query
     sees itself and the keys whose token before is its own token, so what followed it earlier. That is the pattern
     which induction heads learn (Olsson et al. 2022), given instead (n-gram heads, Akyurek et al. 2024).
+
+    `image_bs` has the positions of the first and the last token of the image that a token belongs to, both (B, S);
+    of a token of none the last is below the first. `masks.Together` asks for it.
     """
 
     position_bs: jax.Array | None = None
     segment_bs: jax.Array | None = None
     token_bs: jax.Array | None = None
     before_bs: jax.Array | None = None
+    image_bs: tuple[jax.Array, jax.Array] | None = None
 
     @property
     def plain(self) -> bool:
@@ -45,6 +49,7 @@ class Tokens(NamedTuple):
     segment: jax.Array | None
     token: jax.Array | None
     valid: jax.Array | None  # False where there is no key; None: there is one everywhere
+    image: tuple[jax.Array, jax.Array] | None = None  # of queries: their image's first and last position
 
 
 def query_tokens(part: Part, where: Where, offset: int, q_len: int, k_len: int) -> Tokens:
@@ -53,7 +58,8 @@ def query_tokens(part: Part, where: Where, offset: int, q_len: int, k_len: int) 
     def take(a_bs):
         return None if a_bs is None else query_rows(part, a_bs[:, None, None, offset : offset + q_len, None])
 
-    return Tokens(take(_positions(where, k_len)), take(where.segment_bs), take(where.token_bs), None)
+    image = None if where.image_bs is None else (take(where.image_bs[0]), take(where.image_bs[1]))
+    return Tokens(take(_positions(where, k_len)), take(where.segment_bs), take(where.token_bs), None, image)
 
 
 def key_tokens(part: Part, where: Where, q_len: int, k_len: int, places: jax.Array | None) -> Tokens:

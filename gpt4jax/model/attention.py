@@ -21,7 +21,7 @@ from gpt4jax.model import blockwise as blocks
 from gpt4jax.model import parts
 from gpt4jax.model.arrangement import Where, follows
 from gpt4jax.model.kernels import cudnn, gpu, tiling, tpu
-from gpt4jax.model.masks import Mask
+from gpt4jax.model.masks import Mask, shown
 
 LOWERINGS = ("reference", "blockwise", "tpu", "gpu", "cudnn")
 _AUTO = {"tpu": ("tpu", "blockwise"), "gpu": ("cudnn", "gpu", "blockwise")}  # the first that can, by backend
@@ -105,7 +105,8 @@ def reference(
     positions_bs = jnp.arange(s)[None] if where.position_bs is None else where.position_bs
     q = slice(offset, offset + t)
     q_pos_bt1, k_pos_b1s = positions_bs[:, q, None], positions_bs[:, None]
-    visible_bkts = jnp.stack([mask(q_pos_bt1, k_pos_b1s) for mask in of_heads], axis=1)
+    image = None if where.image_bs is None else (where.image_bs[0][:, q, None], where.image_bs[1][:, q, None])
+    visible_bkts = jnp.stack([shown(mask, q_pos_bt1, k_pos_b1s, image) for mask in of_heads], axis=1)
     if where.segment_bs is not None:
         visible_bkts &= (where.segment_bs[:, q, None] == where.segment_bs[:, None])[:, None]
     if where.token_bs is not None and where.before_bs is not None:

@@ -14,6 +14,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "positions": (),
+    "patch": (),
     "head_dim": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),

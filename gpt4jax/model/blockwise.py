@@ -32,7 +32,7 @@ from gpt4jax.model.arrangement import (
     window_blocks,
     window_places,
 )
-from gpt4jax.model.masks import Mask
+from gpt4jax.model.masks import Mask, shown
 from gpt4jax.model.parts import Part
 from gpt4jax.model.tiles import Tiles
 
@@ -322,7 +322,8 @@ def _visible(mask: Mask, every: bool, q: Tokens, k: Tokens, backward: bool) -> j
 
     seen = []
     if not every:
-        seen.append(mask(of_q(q.position), of_k(k.position)))
+        image = None if q.image is None else (of_q(q.image[0]), of_q(q.image[1]))
+        seen.append(shown(mask, of_q(q.position), of_k(k.position), image))
     if k.valid is not None:
         seen.append(of_k(k.valid))
     if q.segment is not None and k.segment is not None:

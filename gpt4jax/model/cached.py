@@ -12,7 +12,7 @@ from gpt4jax.model import patterns
 from gpt4jax.model.arrangement import follows
 from gpt4jax.model.attention import by_head, by_token, score
 from gpt4jax.model.axes import constrain
-from gpt4jax.model.masks import Mask
+from gpt4jax.model.masks import Mask, shown
 
 CACHE_BLOCK = 128  # places of a KV cache that are read at once
 CACHE_AXES = ("act_batch", "act_kv_heads", "act_len", "act_head_dim")
@@ -174,10 +174,12 @@ def attend_cached(
     *,
     q_token_bt: jax.Array | None = None,
     soft_cap: float = 0.0,
+    images: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Attention (B, T, N, H) of tokens over a cache that holds them and what was before them.
 
-    `q_token_bt` makes it an induction layer's (`Where`), and the cache must hold its keys' tokens.
+    `q_token_bt` makes it an induction layer's (`Where`), and the cache must hold its keys' tokens. `images` has the
+    first and last position of each token's image, (B, T) each, all of which must be among the new tokens.
 
     The cache is read in blocks of a fixed size, up to the longest row's end or a ring's, and each block is added
     to a running softmax (Milakov and Gimelshein 2018). A block behind a row's own end adds exactly nothing to it:
@@ -190,6 +192,10 @@ def attend_cached(
     rows = n // k * t
     q_bkmh = by_head(q_btnh, k).reshape(b, k, rows, h)
     q_pos_bm = jnp.tile(q_pos_bt, (1, n // k))
+    image = None
+    if images is not None:
+        first_bm1, last_bm1 = (jnp.tile(edge_bt, (1, n // k))[:, :, None] for edge_bt in images)
+        image = first_bm1, last_bm1
     q_token_bm = None if q_token_bt is None else jnp.tile(q_token_bt, (1, n // k))
     stable = jnp.promote_types(q_btnh.dtype, jnp.float32)
     lowest = jnp.finfo(stable).min
@@ -206,7 +212,9 @@ def attend_cached(
         place_s = start + jnp.arange(size)
         k_pos_bs = cached.positions(place_s)
         there_bs = (k_pos_bs >= 0) & (place_s >= i * size)
-        visible_bkms = jnp.stack([mask(q_pos_bm[:, :, None], k_pos_bs[:, None]) for mask in masks], axis=1)
+        visible_bkms = jnp.stack(
+            [shown(mask, q_pos_bm[:, :, None], k_pos_bs[:, None], image) for mask in masks], axis=1
+        )
         visible_bkms &= there_bs[:, None, None]
         if tree is not None and branch_bm is not None:
             branch_b1s = tree.branch_bs[:, place_s][:, None]

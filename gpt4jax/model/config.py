@@ -2,18 +2,19 @@
 
 import dataclasses
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from gpt4jax.model import patterns
 from gpt4jax.model.attention import LOWERINGS
+from gpt4jax.model.vision_config import VisionConfig
 
 CHOICES = {
     "norm": ("layernorm", "rmsnorm"),
     "position": ("learned", "rope", "transformer_xl"),
     "rope_scaling": ("none", "linear", "llama3", "yarn"),
-    "activation": ("gelu", "swiglu"),
+    "activation": ("gelu", "swiglu", "quick_gelu"),
     "attention_lowering": ("auto", *LOWERINGS),
     "layers": ("scan", "unroll"),
     "remat": ("none", "dots", "full"),
@@ -79,6 +80,9 @@ class Config:
     loss_chunk_len: int = 0
     dtype: str = "float32"
     param_dtype: str = "float32"
+    vision: VisionConfig | None = None
+
+    causal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -97,6 +101,7 @@ class Config:
             raise ValueError(f"model.rope_theta is {self.rope_theta}; it must be above 0")
         self._check_rope_scaling()
         self._check_transformer_xl()
+        self._check_vision()
         if not self.attention or self.num_layers % len(self.attention):
             raise ValueError(
                 f"model.attention has a cycle of {len(self.attention)} patterns, "
@@ -141,6 +146,23 @@ class Config:
                 f"model.rope_attention_factor is {self.rope_attention_factor}; it must be 0 (the paper's) or more"
             )
 
+    def _check_vision(self) -> None:
+        if self.vision is None:
+            return
+        if self.vision.image_token >= self.vocab_size:
+            raise ValueError(
+                f"vision.image_token is {self.vision.image_token}, and model.vocab_size {self.vocab_size}: the token "
+                "whose place an image takes must be one of the vocabulary"
+            )
+        if self.vision.longest >= self.max_seq_len:
+            raise ValueError(
+                f"an image is up to {self.vision.longest} tokens (vision.max_patches, or vision.resampler_len), which "
+                f"rows of model.max_seq_len {self.max_seq_len} cannot hold"
+            )
+        if self.position == "transformer_xl" or self.parametrization == "mup":
+            what = "position='transformer_xl'" if self.position == "transformer_xl" else "parametrization='mup'"
+            raise ValueError(f"a decoder with an image frontend can't have {what}: that is not built")
+
     def _check_transformer_xl(self) -> None:
         fields = ("memory_len", "xl_clamp_len", "xl_untie_biases")
         if self.position != "transformer_xl":
@@ -184,10 +206,36 @@ class Config:
         return jnp.promote_types(self.compute_dtype, jnp.float32)
 
 
+class EncoderConfig(Config):
+    """Layers without a vocabulary in which every token sees every other of its segment."""
+
+    causal = False
+
+
+def encoder(config: Config) -> EncoderConfig:
+    """The layers of a decoder's ViT.
+
+    Raises:
+        ValueError: it has none.
+    """
+    vision = config.vision
+    if vision is None or not vision.encoder:
+        raise ValueError("this decoder has no ViT (config.vision)")
+    return EncoderConfig(
+        vocab_size=1, num_layers=vision.num_layers, embed_dim=vision.embed_dim, num_heads=vision.num_heads,
+        num_kv_heads=vision.num_heads, head_dim=vision.embed_dim // vision.num_heads, mlp_dim=vision.mlp_dim,
+        max_seq_len=1, activation=vision.activation, attention_lowering=config.attention_lowering,
+        layers=config.layers, remat=config.remat, dtype=config.dtype, param_dtype=config.param_dtype,
+        init_std=config.init_std,
+    )  # fmt: skip
+
+
 def _check_type(name: str, value: Any, kind: Any) -> None:
     if kind in (int, float):
         number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
         fits, words = number and -1e38 < value < 1e38, "a whole number" if kind is int else "a finite number"
+    elif kind == VisionConfig | None:
+        fits, words = value is None or isinstance(value, VisionConfig), "a VisionConfig, or None"
     elif kind in (bool, str):
         fits, words = isinstance(value, kind), "true or false" if kind is bool else "a text"
     else:

@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import cached, layers, mup, patterns, position, transformer_xl
+from gpt4jax.model import cached, layers, mup, patterns, position, transformer_xl, vision
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.cached import Cached, KeysValues, Ring, Tree
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
 from gpt4jax.model.parameters import Params, draw, table
 from gpt4jax.model.transformer_xl import Memory
+from gpt4jax.model.vision import Embeddings, Images
 
 
 class State(NamedTuple):
@@ -64,7 +65,7 @@ def features(
     *,
     segment_ids_bt: jax.Array | None = None,
     positions_bt: jax.Array | None = None,
-    images: jax.Array | None = None,
+    images: Images | Embeddings | None = None,
     state: State | Memory | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, State | Memory | None]:
@@ -78,7 +79,8 @@ def features(
             memory an id must mean the same document from row to row.
         positions_bt: position within the piece of a document that a row holds, growing along each segment;
             default 0, 1, ... or, with a state, on from its length.
-        images: reserved for the image frontend.
+        images: those of the rows (`gpt4jax.model.vision`), as patches or as `vision.embed` made of them, which take the
+            places of the image tokens in their order. With a state, an image's tokens must all come at once.
         state: a KV cache (`init_cache`) to read and append to. It must have room for T more tokens in
             every row: what is written past its end would overwrite its last places. Of a Transformer-XL a memory
             (`init_memory`), which comes back as long as it was, holding the newest tokens; None is an empty one, and
@@ -87,12 +89,12 @@ def features(
 
     Raises:
         ValueError: rows longer than the position table or than the cache takes at once, segment ids or dropout
-            together with a cache, or a state that is not this decoder's kind.
+            together with a cache, a state that is not this decoder's kind, or images of a decoder without a frontend.
     """
-    if images is not None:
-        raise ValueError("this decoder has no image frontend yet: images must be None")
+    if images is not None and config.vision is None:
+        raise ValueError("this decoder has no image frontend (config.vision is None): images must be None")
     options: dict[str, Any] = dict(
-        segment_ids_bt=segment_ids_bt, positions_bt=positions_bt, state=state, dropout_key=dropout_key
+        segment_ids_bt=segment_ids_bt, positions_bt=positions_bt, images=images, state=state, dropout_key=dropout_key
     )
     if not isinstance(params["layers"], Mapping):  # prepared for inference: not the shapes of the table
         return forward(config, params, tokens_bt, **options)
@@ -159,6 +161,7 @@ def forward(
     *,
     segment_ids_bt: jax.Array | None = None,
     positions_bt: jax.Array | None = None,
+    images: Images | Embeddings | None = None,
     state: State | Memory | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, State | Memory | None]:
@@ -175,6 +178,11 @@ def forward(
     # Tables are gathered over fsdp before the look-up, as matrices are before a product: left alone, XLA
     # replicates the activations that it looked up.
     x_btd = _look_up(params["embed"]["token_vd"], tokens_bt, config.compute_dtype)
+    edges = None
+    if images is not None and config.vision is not None:
+        embedded = vision.embed(config, params, images) if isinstance(images, Images) else images
+        x_btd = vision.put(config.vision, x_btd, tokens_bt, embedded)
+        edges = vision.spans(config.vision, tokens_bt, positions_bt)
     cos_sin = None
     if config.position == "learned":
         position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
@@ -183,7 +191,7 @@ def forward(
         cos_sin = position.rope_angles(config, positions_bt)
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
-    rows = Rows(positions_bt, segment_ids_bt, cos_sin, plain=plain)
+    rows = Rows(positions_bt, segment_ids_bt, cos_sin, plain=plain, images=edges)
     if patterns.INDUCTION in config.attention:
         signed_bt = tokens_bt.astype(jnp.int32)
         rows = rows._replace(token_bt=signed_bt, before_bt=_before(signed_bt, segment_ids_bt))

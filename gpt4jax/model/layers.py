@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import mup, patterns, position, transformer_xl
+from gpt4jax.model import masks, mup, patterns, position, transformer_xl
 from gpt4jax.model.arrangement import Where
 from gpt4jax.model.attention import attend
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.cached import Cached, KeysValues, attend_cached
 from gpt4jax.model.config import Config
+from gpt4jax.model.masks import Mask
 
 Layer = Mapping[str, jax.Array]
 
@@ -39,6 +40,7 @@ class Rows(NamedTuple):
     before_bt: jax.Array | None = None  # the token before each in its segment, or -1
     plain: bool = False  # whether the position of a token is its place in the row
     keys: transformer_xl.Keys | None = None  # of a Transformer-XL, whose keys are more than the rows' tokens
+    images: tuple[jax.Array, jax.Array] | None = None  # (B, T) each: where a token's image begins and ends (`Where`)
 
 
 # The norms over D and the activations keep only their inputs for the backward pass and compute the rest again:
@@ -109,7 +111,7 @@ def self_attention(
     if rows.cos_sin is not None:
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
     q_btnh = times(mup.multipliers(config).attention, q_btnh)
-    of_heads, soft_cap = patterns.from_pattern(pattern, config.num_kv_heads), config.attention_soft_cap
+    of_heads, soft_cap = _masks(config, pattern, rows), config.attention_soft_cap
     induction = pattern == patterns.INDUCTION
     if induction and (rows.token_bt is None or rows.before_bt is None):
         raise ValueError("an induction layer needs the rows' tokens")
@@ -118,13 +120,29 @@ def self_attention(
         token_bt = rows.token_bt if induction else None
         token_bkt1 = None if token_bt is None else jnp.repeat(token_bt[:, None, :, None], config.num_kv_heads, axis=1)
         cached = cached.append(KeysValues(k_btkh.swapaxes(1, 2), v_btkh.swapaxes(1, 2), token_bkt1))
-        y_btnh = attend_cached(q_btnh, cached, of_heads, rows.position_bt, q_token_bt=token_bt, soft_cap=soft_cap)
+        y_btnh = attend_cached(
+            q_btnh, cached, of_heads, rows.position_bt, q_token_bt=token_bt, soft_cap=soft_cap, images=rows.images
+        )
     else:
-        tokens = (rows.token_bt, rows.before_bt) if induction else ()
-        where = Where(None if rows.plain else rows.position_bt, rows.segment_bt, *tokens)
+        tokens = (rows.token_bt, rows.before_bt) if induction else (None, None)
+        where = Where(None if rows.plain else rows.position_bt, rows.segment_bt, *tokens, rows.images)
         lowering = config.attention_lowering
         y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap, lowering=lowering)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
+
+
+def _masks(config: Config, pattern: str, rows: Rows) -> tuple[Mask, ...]:
+    """Of each key/value head: the layer's pattern, and where there are images all of a query's own image.
+
+    An induction layer compares tokens, which patches are not: it stays as it is.
+    """
+    if not config.causal:
+        return (masks.full(),) * config.num_kv_heads
+    of_heads = patterns.from_pattern(pattern, config.num_kv_heads)
+    if rows.images is None or config.vision is None or pattern == patterns.INDUCTION:
+        return of_heads
+    together = masks.together(config.vision.longest)
+    return tuple(mask | together for mask in of_heads)
 
 
 def relative_attention(config: Config, pattern: str, p: Layer, x_bsd: jax.Array, rows: Rows) -> jax.Array:
@@ -165,12 +183,12 @@ def _head_norm(config: Config, x_btnh: jax.Array, scale_h: jax.Array) -> jax.Arr
 
 
 def mlp(config: Config, p: Layer, x_btd: jax.Array) -> jax.Array:
-    """GELU (tanh form, as GPT-2 has it) or SwiGLU (Shazeer 2020)."""
+    """GELU (tanh form, as GPT-2 has it), its sigmoid form (CLIP's) or SwiGLU (Shazeer 2020)."""
     hidden_btf = linear(x_btd, p["up_df"], p.get("up_bias_f"))
     if config.activation == "swiglu":
         hidden_btf = _swiglu(linear(x_btd, p["gate_df"], p.get("gate_bias_f")), hidden_btf)
     else:
-        hidden_btf = _gelu(hidden_btf)
+        hidden_btf = (_gelu if config.activation == "gelu" else _quick_gelu)(hidden_btf)
     hidden_btf = constrain(hidden_btf, "act_batch", "act_len", "act_mlp")
     return linear(hidden_btf, p["down_fd"], p.get("down_bias_d"))
 
@@ -178,6 +196,11 @@ def mlp(config: Config, p: Layer, x_btd: jax.Array) -> jax.Array:
 @jax.checkpoint
 def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
+
+
+@jax.checkpoint
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 @jax.checkpoint

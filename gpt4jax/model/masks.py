@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt4jax.model.mask_algebra import EMPTY, FULL, PARTIAL, And, Anywhere, Bounds, Mask, Not, Or, Relative
+from gpt4jax.model.mask_algebra import EMPTY, FULL, PARTIAL, And, Anywhere, Bounds, Mask, Not, Or, Relative, transform
 
 __all__ = ["EMPTY", "FULL", "PARTIAL", "And", "Anywhere", "Mask", "Not", "Or"]
 
@@ -181,6 +181,41 @@ class Spans(Mask):
         return 1 - longest, longest - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Together(Mask):
+    """Query and key lie in the same image, of at most `longest` tokens; where images lie is data, as segments are."""
+
+    longest: int
+
+    def __call__(self, q_pos, k_pos):
+        raise ValueError("a mask of images was asked without where the images lie: see `shown`")
+
+    def bounds(self, q_start, q_end, k_start, k_end):
+        some = (q_end - 1 - k_start > -self.longest) & (q_start - k_end + 1 < self.longest)
+        return Bounds(some, np.zeros_like(some))
+
+    def distances(self):
+        return 1 - self.longest, self.longest - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given(Mask):
+    """An answer that is known already."""
+
+    answer: Any
+
+    def __call__(self, q_pos, k_pos):
+        return self.answer
+
+
+def shown(mask: Mask, q_pos: Any, k_pos: Any, q_image: tuple[Any, Any] | None) -> Any:
+    """`mask(q_pos, k_pos)`; `q_image` has the first and last position of the query's image, of none last < first."""
+    if q_image is None:
+        return mask(q_pos, k_pos)
+    same = _Given((k_pos >= q_image[0]) & (k_pos <= q_image[1]))
+    return transform(mask, lambda atom: same if isinstance(atom, Together) else atom)(q_pos, k_pos)
+
+
 def causal() -> Mask:
     """K <= q."""
     return Causal()
@@ -263,6 +298,11 @@ def spans(ranges: Iterable[tuple[int, int]]) -> Mask:
     if not ranges or flat != sorted(flat) or any(start == end for start, end in ranges):
         raise ValueError(f"spans are {ranges}: they must be ascending ranges (start, end) that do not overlap")
     return Spans(ranges)
+
+
+def together(longest: int) -> Mask:
+    """The same image, of at most `longest` tokens. Images are seen with this or `causal`: KOSMOS-1, section 2.2."""
+    return Together(_at_least("the longest image of together", longest, 1))
 
 
 def _at_least(what: str, value: int, least: int) -> int:

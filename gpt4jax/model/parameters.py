@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import mup
-from gpt4jax.model.config import Config
+from gpt4jax.model.config import Config, encoder
+from gpt4jax.model.vision_config import VisionConfig
 
 Params = Mapping[str, Mapping[str, jax.Array]]
+VISION_GROUPS = ("vision", "vision_layers", "resampler", "resampler_layers", "projector", "clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def table(config: Config) -> tuple[Parameter, ...]:
                 std=config.init_std, fill=0.0, role="output", decay=True, hf_name="lm_head.weight", matmul=True,
             )
         )  # fmt: skip
-    return tuple(_scaled(config, row) for row in rows)
+    return (*(_scaled(config, row) for row in rows), *_vision(config))
 
 
 def _scaled(config: Config, row: Parameter) -> Parameter:
@@ -194,6 +196,76 @@ def _norm(config: Config, group: str, name: str, layers: int, hf: str) -> list[P
     return rows
 
 
+def _vision(config: Config) -> list[Parameter]:
+    """An image frontend (`gpt4jax.model.vision`): patches, ViT, resampler, and the projection into the decoder."""
+    vision = config.vision
+    if vision is None:
+        return []
+    width = vision.embed_dim if vision.encoder else config.embed_dim
+    patch_std = vision.channels**-0.5  # so that patches come with the size of what follows a norm
+    rows = [
+        _of_images("vision", "patch_cd", (vision.channels, width), ("patch", "embed"), patch_std),
+        _of_images("vision", "patch_bias_d", (width,), ("norm",)),
+        _of_images("vision", "row_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),
+        _of_images("vision", "column_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),
+    ]
+    if not vision.encoder:
+        return rows
+    if vision.class_token:
+        rows.append(_of_images("vision", "class_d", (width,), ("norm",), config.init_std))
+    rows += [*_image_norm("vision", "pre_norm", width), *_image_norm("vision", "norm", width)]
+    rows += [
+        dataclasses.replace(row, group="vision_layers", hf_name="", matmul=False) for row in _layers(encoder(config))
+    ]
+    if vision.frozen:  # weights that no gradient moves must not decay either
+        rows = [dataclasses.replace(row, decay=False) for row in rows]
+    if vision.frontend == "resampler":
+        rows += _resampler(config, vision)
+    if vision.clip_dim:
+        for name, inner in (("image_de", width), ("text_de", config.embed_dim)):
+            rows.append(_of_images("clip", name, (inner, vision.clip_dim), ("embed", "mlp"), inner**-0.5))
+        rows.append(_of_images("clip", "log_scale", (), (), fill=math.log(1 / 0.07)))
+    rows.append(_of_images("projector", "kernel_de", (width, config.embed_dim), ("mlp", "embed"), config.init_std))
+    return [*rows, _of_images("projector", "bias_e", (config.embed_dim,), ("norm",))]
+
+
+def _of_images(
+    group: str, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float = 0.0, fill: float = 0.0
+) -> Parameter:
+    """A parameter of an image frontend: Hugging Face's layout has no name for it; vectors and tables don't decay."""
+    matrix = bool(std) and name[-2:] != "td" and len(shape) > 1
+    return Parameter(
+        group, name, shape, axes, std=std, fill=fill, role="hidden" if std else "vector", decay=matrix, hf_name=""
+    )
+
+
+def _image_norm(group: str, name: str, width: int, layers: tuple[int, ...] = ()) -> list[Parameter]:
+    axes = (*["layers"] * len(layers), "norm")
+    shape = (*layers, width)
+    return [_of_images(group, f"{name}_d", shape, axes, fill=1.0), _of_images(group, f"{name}_bias_d", shape, axes)]
+
+
+def _resampler(config: Config, vision: VisionConfig) -> list[Parameter]:
+    d, n, layers, std = vision.embed_dim, vision.num_heads, vision.resampler_layers, config.init_std
+    out_std = std / math.sqrt(2 * max(layers, 1))
+    heads, heads_axes = (n, d // n), ("heads", "head_dim")
+    shapes: dict[str, tuple[tuple[int, ...], tuple[str, ...], float]] = {
+        **{f"{name}_dnh": ((d, *heads), ("embed", *heads_axes), std) for name in ("query", "key", "value")},
+        "out_nhd": ((*heads, d), (*heads_axes, "embed"), out_std),
+        "up_df": ((d, 4 * d), ("embed", "mlp"), std),
+        "down_fd": ((4 * d, d), ("mlp", "embed"), out_std),
+    }
+    # Flamingo's latents are drawn from the unit normal.
+    rows = [_of_images("resampler", "latent_td", (vision.resampler_len, d), ("positions", "embed"), 1.0)]
+    rows += _image_norm("resampler", "norm", d)
+    for name in ("context_norm", "attention_norm", "mlp_norm"):
+        rows += _image_norm("resampler_layers", name, d, (layers,))
+    return rows + [
+        _of_images("resampler_layers", name, (layers, *shape), ("layers", *axes), std)
+        for name, (shape, axes, std) in shapes.items()
+    ]
+
+
 _GPT2_NAMES = {
     "token": "transformer.wte.weight",
     "position": "transformer.wpe.weight",
@@ -256,9 +328,13 @@ def tree(config: Config, value) -> dict[str, dict[str, Any]]:
 def count(config: Config) -> dict[str, int]:
     """The number of parameters by group, and their "total": exact integers, nothing allocated."""
     groups = {"embed": 0, "attention": 0, "mlp": 0, "norm": 0, "unembed": 0}
+    if config.vision is not None:
+        groups["vision"] = 0
     for row in table(config):
         words = row.name.split("_")
-        if row.group == "embed":
+        if row.group in VISION_GROUPS:
+            groups["vision"] += row.size
+        elif row.group == "embed":
             groups["embed"] += row.size
         elif "norm" in words:
             groups["norm"] += row.size

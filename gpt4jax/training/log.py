@@ -71,7 +71,7 @@ class TrainLog:
         self._last_finite = step
         self._tokens += scalars["tokens"]
         self._bytes += scalars["bytes"]
-        self._nll += scalars["loss"] * scalars["tokens"]
+        self._nll += scalars["loss"] * scalars["targets"]
         self._progress.advance(step)
         self._unwritten = step, scalars
         if self._window_start is None or (self._every and step % self._every == 0):

@@ -11,16 +11,15 @@ import jax.numpy as jnp
 
 from gpt4jax.data import loader
 from gpt4jax.parallel import partition
-from gpt4jax.training.step import Batch, bits_per_byte
+from gpt4jax.training import evaluation
 
 
 class Loop:
     """The steps of a run with its evaluations and saves, and what stops it."""
 
-    def __init__(self, config, mesh, data, train_step, eval_step, no_memory, checkpoints, log, writer, progress):
-        self.config, self.mesh, self.data = config, mesh, data
-        self.train_step, self.eval_step = train_step, eval_step
-        self.no_memory = no_memory  # what evaluation starts with: a function without arguments
+    def __init__(self, config, mesh, rows, batch_of, train_step, evaluation_of, checkpoints, log, writer, progress):
+        self.config, self.mesh, self.rows, self.batch_of = config, mesh, rows, batch_of
+        self.train_step, self.evaluation_of = train_step, evaluation_of
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
         self.finished = False
         self.evaluation: dict[str, float] = {}  # the newest
@@ -29,7 +28,7 @@ class Loop:
         """Trains from `state` to the last step, or until asked to stop; the returned state is saved."""
         config, first_step = self.config, int(state.step)
         batches = loader.train_batches(
-            self.data.of("train"), seed=config.seed, batch_size=config.batch_size, first_step=first_step,
+            self.rows, seed=config.seed, batch_size=config.batch_size, first_step=first_step,
             num_steps=config.num_steps, sharding=partition.batch_sharding(self.mesh), prefetch=config.data.prefetch,
         )  # fmt: skip
         saved = self.checkpoints.latest()
@@ -51,7 +50,7 @@ class Loop:
             batch = next(batches)
             waited = time.monotonic() - waiting
             tracer.before(step)
-            state, scalars = self.train_step(state, Batch.of(batch))
+            state, scalars = self.train_step(state, self.batch_of(batch))
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
             self.checkpoints.check()  # rather now than at the next save, hours of training later
@@ -72,36 +71,18 @@ class Loop:
             self.checkpoints.save(state)
 
     def evaluate(self, params, step, stop):
-        """One pass over the held-out rows (`eval.num_rows`); given up if asked to stop, to be done on resuming."""
+        """One pass over what is held out; given up if asked to stop, to be done on resuming."""
         self.log.flush()
         self.evaluation = {}
-        batches = loader.eval_batches(
-            self.data.of("eval"), batch_size=self.config.eval.batch_size or self.config.batch_size,
-            sharding=partition.batch_sharding(self.mesh), prefetch=self.config.data.prefetch,
-            num_rows=self.config.eval.num_rows,
-        )  # fmt: skip
-        totals, memory = [], self.no_memory()
         with self.log.paused():
-            for batch in batches:
-                if stop.received is not None:
-                    return
-                sums, memory = self.eval_step(params, Batch.of(batch), memory)
-                totals.append(sums)
-                if len(totals) > 1:  # keeps the devices one batch ahead, and a stop close
-                    jax.block_until_ready(totals[-2])
-            nll, tokens, num_bytes = (sum(map(float, sums)) for sums in zip(*totals, strict=True))
-        if not math.isfinite(nll):
-            self.log.not_finite(step, f"held-out loss {nll / tokens}")
-        self.evaluation = {
-            "eval/heldout/loss": nll / tokens,
-            "eval/heldout/bits_per_byte": bits_per_byte(nll, num_bytes),
-        }
-        self.writer.write(step, self.evaluation)
-        shown = self.evaluation
-        self.progress.say(
-            f"step {step}: held-out {shown['eval/heldout/loss']:.4f} nats/token, "
-            f"{shown['eval/heldout/bits_per_byte']:.4f} bits/byte"
-        )
+            found = self.evaluation_of(params, stop)
+        if found is None:
+            return
+        if not math.isfinite(found["eval/heldout/loss"]):
+            self.log.not_finite(step, f"held-out loss {found['eval/heldout/loss']}")
+        self.evaluation = found
+        self.writer.write(step, found)
+        self.progress.say(f"step {step}: {evaluation.words(found)}")
 
 
 @jax.jit

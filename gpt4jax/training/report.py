@@ -8,6 +8,7 @@ from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
 from gpt4jax.model.axes import RULES
 from gpt4jax.model.parameters import count
+from gpt4jax.training.evaluation import words
 from gpt4jax.training.loop import Loop
 from gpt4jax.training.metrics import duration, peak_memory_bytes
 
@@ -43,8 +44,7 @@ def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: p
     where, peak = peak_memory_bytes()
     lines = [f"{config.num_steps} steps of {parameters:,} parameters in {duration(seconds)}"]
     if loop.evaluation:
-        loss, bits = (loop.evaluation[f"eval/heldout/{name}"] for name in ("loss", "bits_per_byte"))
-        lines.append(f"held-out {loss:.4f} nats/token, {bits:.4f} bits/byte")
+        lines.append(words(loop.evaluation))
     if log.total_seconds:
         lines.append(f"{log.total_tokens / log.total_seconds:,.0f} tokens/s of steps after the first")
     lines += [f"peak memory of the {where} {peak / 2**30:.2f} GiB", f"workdir {workdir}"]

@@ -13,31 +13,59 @@ from jax.sharding import Mesh
 from gpt4jax import model
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.parameters import Params
+from gpt4jax.model.vision import Images
 from gpt4jax.training.loss import LossSums, summed_loss
 from gpt4jax.training.state import TrainState
 
 
 class Batch(NamedTuple):
-    """Packed rows, all (B, T) integers. Segment 0 is padding; `bytes_bt` is the length of each target in bytes."""
+    """Packed rows, (B, T) integers, and their images, if any.
+
+    Segment 0 is padding; `bytes_bt` is the length of each target in bytes.
+    """
 
     tokens_bt: jax.Array
     targets_bt: jax.Array
     segment_ids_bt: jax.Array
     positions_bt: jax.Array
     bytes_bt: jax.Array
+    images: Images | None = None
 
     @classmethod
     def of(cls, arrays: Mapping[str, jax.Array]) -> "Batch":
         """From the loader's names, which carry no axes."""
-        return cls(**{f"{name}_bt": array for name, array in arrays.items()})
+        names = ("tokens", "targets", "segment_ids", "positions", "bytes")
+        images = None
+        if "patches" in arrays:
+            images = Images.of(arrays)
+        tokens_bt, targets_bt, segment_ids_bt, positions_bt, bytes_bt = (arrays[name] for name in names)
+        return cls(tokens_bt, targets_bt, segment_ids_bt, positions_bt, bytes_bt, images)
 
 
 class Totals(NamedTuple):
-    """Sums over the target tokens of some rows: nats, tokens and bytes."""
+    """Sums over some rows: nats, target tokens and bytes of text; and tokens of any kind, images' among them."""
 
     nll: jax.Array
-    tokens: jax.Array
+    targets: jax.Array
     bytes: jax.Array
+    tokens: jax.Array
+
+    @classmethod
+    def of(cls, config: model.Config, batch: Batch, nll: jax.Array) -> "Totals":
+        """Of a batch with the loss `nll`."""
+        targets = jnp.sum(is_target(config, batch))
+        return cls(nll, targets, jnp.sum(batch.bytes_bt), jnp.sum(batch.segment_ids_bt > 0))
+
+
+def is_target(config: model.Config, batch: Batch) -> jax.Array:
+    """Which places have a target that counts, (B, T): text, and no padding.
+
+    An image's patches are no text, nor are the tokens before and after them, whose ids lie beside the patches' id.
+    """
+    real_bt = batch.segment_ids_bt > 0
+    if config.vision is None:
+        return real_bt
+    return real_bt & (jnp.abs(batch.targets_bt - config.vision.image_token) > 1)
 
 
 def bits_per_byte(nll: float, num_bytes: float) -> float:
@@ -64,10 +92,11 @@ def batch_loss(
         batch.tokens_bt,
         segment_ids_bt=batch.segment_ids_bt,
         positions_bt=batch.positions_bt,
+        images=batch.images,
         state=memory,
         dropout_key=dropout_key,
     )
-    sums = summed_loss(config, params, x_btd, batch.targets_bt, batch.segment_ids_bt > 0, z_loss)
+    sums = summed_loss(config, params, x_btd, batch.targets_bt, is_target(config, batch), z_loss)
     return sums, memory and (state if isinstance(state, model.Memory) else None)
 
 
@@ -86,8 +115,7 @@ def gradients(
     Every micro-batch is divided by the count of target tokens in the whole (global) batch, so that
     neither micro-batches nor shards with more padding change a token's weight.
     """
-    totals_of = (jnp.sum(batch.segment_ids_bt > 0), jnp.sum(batch.bytes_bt))
-    scale = 1 / totals_of[0].astype(config.stable_dtype)
+    scale = 1 / jnp.sum(is_target(config, batch)).astype(config.stable_dtype)
 
     def one(micro: Batch, key: jax.Array | None, memory: model.Memory | None):
         def mean(p):
@@ -98,7 +126,7 @@ def gradients(
 
     if micro_batches == 1:
         grads, (nll, memory) = one(batch, dropout_key, memory)
-        return grads, Totals(nll, *totals_of), memory
+        return grads, Totals.of(config, batch, nll), memory
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
     micro = jax.tree.map(lambda a: _split_rows(a, micro_batches), (batch, _swapped(memory)))
@@ -111,7 +139,7 @@ def gradients(
 
     (grads, nll), parts = jax.lax.scan(add, zeros, (micro, keys))
     memory = _swapped(jax.tree.map(_join_rows, parts))
-    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), Totals(nll, *totals_of), memory
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), Totals.of(config, batch, nll), memory
 
 
 def _swapped(memory: model.Memory | None) -> model.Memory | None:
@@ -149,7 +177,8 @@ def train_step(
     updates, moments = optimizer.update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     scalars = {
-        "loss": totals.nll / totals.tokens,
+        "loss": totals.nll / totals.targets,
+        "targets": totals.targets,
         "tokens": totals.tokens,
         "bytes": totals.bytes,
         "grad_norm": optax.tree.norm(grads),
@@ -169,7 +198,7 @@ def check_lowering(config: model.Config, mesh: Mesh, rows: int, seq_len: int) ->
     params = jax.eval_shape(
         lambda: model.init(dataclasses.replace(config, attention_lowering="auto"), jax.random.key(0))
     )
-    batch = Batch(*[jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)] * len(Batch._fields))  # type: ignore[arg-type] # shapes
+    batch = Batch(*[jax.ShapeDtypeStruct((rows, seq_len), jnp.int32)] * 5)  # type: ignore[arg-type] # shapes
     with jax.set_mesh(mesh):
         jax.eval_shape(lambda params, batch: batch_loss(config, params, batch)[0], params, batch)
 
@@ -179,4 +208,18 @@ def eval_step(
 ) -> tuple[Totals, model.Memory | None]:
     """The totals of a batch, padding left out, and the next memory (None for None); dropout off."""
     sums, memory = batch_loss(config, params, batch, memory)
-    return Totals(sums.nll, jnp.sum(batch.segment_ids_bt > 0), jnp.sum(batch.bytes_bt)), memory
+    return Totals.of(config, batch, sums.nll), memory
+
+
+def right_step(config: model.Config, params: Params, batch: Batch) -> jax.Array:
+    """Where the most probable token is the target, (B, T): all along an answer, and greedy decoding would give it."""
+    x_btd, _ = model.features(
+        config, params, batch.tokens_bt, segment_ids_bt=batch.segment_ids_bt, positions_bt=batch.positions_bt,
+        images=batch.images,
+    )  # fmt: skip
+    t, chunk = x_btd.shape[1], config.loss_chunk_len or x_btd.shape[1]
+    found = [
+        jnp.argmax(model.unembed(config, params, x_btd[:, start : start + chunk]), axis=-1)
+        for start in range(0, t, chunk)
+    ]
+    return jnp.concatenate(found, axis=1) == batch.targets_bt

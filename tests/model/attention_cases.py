@@ -24,6 +24,7 @@ class Case(NamedTuple):
     packed: bool
     soft_cap: float
     restart: bool = True  # whether each document's positions begin at 0
+    longest: int = 0  # tokens of an image, which is seen as a whole; 0: there are no images
 
 
 def pattern(rng: random.Random) -> masks.Mask:
@@ -76,21 +77,39 @@ def draw_case(rng: random.Random) -> Case:
         one = one & masks.causal() if rng.random() < 0.7 else one
     of_heads = (one,) * heads[0] if rng.random() < 0.6 else tuple(pattern(rng) for _ in range(heads[0]))
     packed, restart = rng.random() < 0.6, rng.random() < 0.8
-    return Case(rng.choice(SHAPES), heads, of_heads, packed, rng.choice((0.0, 0.0, 3.0)), restart)
+    case = Case(rng.choice(SHAPES), heads, of_heads, packed, rng.choice((0.0, 0.0, 3.0)), restart)
+    return case._replace(longest=rng.choice((0, 0, 3, 11)))
 
 
 def draw_where(case: Case, rng: np.random.Generator) -> Where:
     """Documents packed into rows, the last ending in padding, or nothing."""
-    if not case.packed:
-        return Where()
     _, s, _ = case.shape
+    if not case.packed:
+        return Where(image_bs=draw_images(case, rng, np.ones((BATCH, s), int), np.arange(s)[None]))
     segment, position = np.zeros((2, BATCH, s), np.int32)
     for row in range(BATCH):
         cuts = sorted(rng.choice(np.arange(1, s), rng.integers(0, 5), replace=False))
         for i, (start, end) in enumerate(zip([0, *cuts], [*cuts, s], strict=True)):
             segment[row, start:end] = 0 if i and end == s else i + 1
             position[row, start:end] = np.arange(end - start)
-    return Where(position if case.restart else None, segment)
+    where = Where(position if case.restart else None, segment)
+    return where._replace(image_bs=draw_images(case, rng, segment, position if case.restart else np.arange(s)[None]))
+
+
+def draw_images(case: Case, rng: np.random.Generator, segment: np.ndarray, position: np.ndarray):
+    """Runs of up to `longest` tokens, each in one document: the positions where each token's begins and ends."""
+    if not case.longest:
+        return None
+    first, last = np.zeros_like(segment), np.full_like(segment, -1)
+    position = np.broadcast_to(position, segment.shape)
+    for row in range(len(segment)):
+        at = int(rng.integers(0, 4))
+        while at < segment.shape[1]:
+            end = min(at + int(rng.integers(1, case.longest + 1)), segment.shape[1])
+            end = at + int(np.argmin(np.r_[segment[row, at:end] == segment[row, at], False]))
+            first[row, at:end], last[row, at:end] = position[row, at], position[row, end - 1]
+            at = end + int(rng.integers(1, 6))
+    return first, last
 
 
 def draw_arrays(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -106,6 +125,9 @@ def visible(case: Case, where: Where) -> np.ndarray:
     position = np.arange(s)[None] if where.position_bs is None else np.asarray(where.position_bs)
     q, k = position[:, offset : offset + t, None], position[:, None]
     shown = np.stack([np.broadcast_to(mask(q, k), (len(position), t, s)) for mask in case.of_heads], axis=1)
+    if where.image_bs is not None:
+        first, last = (np.asarray(edge)[:, offset : offset + t, None] for edge in where.image_bs)
+        shown = shown | ((first <= k) & (k <= last))[:, None]
     if where.segment_bs is not None:
         segment = np.asarray(where.segment_bs)
         shown = shown & (segment[:, offset : offset + t, None] == segment[:, None])[:, None]
@@ -146,9 +168,13 @@ def program(case: Case, lowering: str) -> Any:
     """(q, k, v, dy, where) -> the result and the three gradients, jitted."""
 
     def run(q, k, v, dy, where):
+        of_heads = case.of_heads
+        if case.longest:
+            of_heads = tuple(mask | masks.together(case.longest) for mask in of_heads)
+
         def forward(*qkv):
             return attention.attend(
-                *qkv, case.of_heads, where, offset=case.shape[2], soft_cap=case.soft_cap, lowering=lowering
+                *qkv, of_heads, where, offset=case.shape[2], soft_cap=case.soft_cap, lowering=lowering
             )
 
         y, backward = jax.vjp(forward, q, k, v)

@@ -56,6 +56,15 @@ def test_each_pattern_in_packed_rows_and_bfloat16(name):
         assert cases.worst_error(case, "blockwise", 1, 0, jnp.bfloat16) < 2e-2
 
 
+@pytest.mark.parametrize(
+    "one", [masks.full(), masks.banded(6), masks.strided(5), masks.fixed(8, 3), masks.summary(5, 2)]
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_beside_each_pattern(one, packed):
+    case = cases.Case((45, 45, 0), (1, 1), (masks.causal() & one,), packed, 0.0, longest=11)
+    assert cases.worst_error(case, "blockwise", 3, 0) < 2e-6
+
+
 def test_heads_of_different_patterns_and_summaries():
     """Heads that differ in their summaries alone are computed together."""
     fixed = tuple(CAUSAL & masks.fixed(8, 3, index) for index in (1, 0))

@@ -31,6 +31,12 @@ def test_heads_of_different_patterns_with_an_offset_and_a_soft_cap(lowering):
     assert cases.worst_error(case, lowering, 2, 0) < 2e-6
 
 
+@pytest.mark.parametrize(("lowering", "one"), [("tpu", CAUSAL), ("gpu", BANDED), ("blockwise", BANDED)])
+def test_images_are_seen_from_both_sides(lowering, one):
+    case = cases.Case((45, 45, 0), (1, 2), (one,), True, 0.0, longest=11)
+    assert cases.worst_error(case, lowering, 3, 0) < 2e-6
+
+
 @pytest.mark.parametrize("lowering", KERNELS)
 def test_bfloat16(lowering):
     case = cases.Case((45, 45, 0), (1, 2), (BANDED,), True, 0.0)

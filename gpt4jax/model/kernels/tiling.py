@@ -35,16 +35,20 @@ class Pairs:
         mask: of positions; asked in PARTIAL tiles alone.
         segments, tokens: whether segments and tokens are compared.
         always: in FULL tiles too.
+        images: whether queries have, as their last two lines, the first and last position of their image.
     """
 
     mask: Mask
     segments: bool
     tokens: bool
     always: bool
+    images: bool = False
 
     def visible(self, kind: int, q: Callable[[int], jax.Array], k: Callable[[int], jax.Array]) -> jax.Array | None:
         """Of a tile, or None if all of it is; `q(i)` and `k(i)` give line i of its tokens, shaped to broadcast."""
-        seen = [self.mask(q(0), k(0))] if kind == PARTIAL else []
+        n = 1 + self.segments + self.tokens
+        image = (q(n), q(n + 1)) if self.images else None
+        seen = [masks.shown(self.mask, q(0), k(0), image)] if kind == PARTIAL else []
         if kind == PARTIAL or self.always:
             if self.segments:
                 seen.append(q(1) == k(1))
@@ -95,7 +99,8 @@ def rows(part: Part, q_rows: Any, k_rows: Any, size: Callable[[int], int]) -> Ro
     segments, tokens = q_tokens.segment is not None or ragged, q_tokens.token is not None
     # Keys that are none lie at the end of a row, but for those of short blocks and of gathered summaries.
     spread = k_tokens.valid is not None and part.kind in ("local", "summary")
-    pairs = Pairs(part.mask, segments, tokens, q_tokens.segment is not None or tokens or spread)
+    compared = q_tokens.segment is not None or tokens or spread
+    pairs = Pairs(part.mask, segments, tokens, compared, q_tokens.image is not None)
     q_lines, k_lines = _lines(q_tokens, k_tokens, pairs)
     wide, single = queries[:2], queries[2:]  # those that have a head dimension, and those with a number a query
     return Rows(
@@ -120,6 +125,7 @@ def _lines(q: Tokens, k: Tokens, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
     if q.token is not None and k.token is not None:
         q_lines.append(q.token)
         k_lines.append(k.token)
+    q_lines += q.image or ()
     q_lines, k_lines = (jnp.broadcast_arrays(*(x.astype(jnp.int32) for x in lines)) for lines in (q_lines, k_lines))
     return jnp.concatenate(q_lines, -1)[:, :, 0, 0].swapaxes(-1, -2), jnp.concatenate(k_lines, -1).swapaxes(-1, -2)
 
