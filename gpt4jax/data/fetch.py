@@ -87,6 +87,33 @@ def fetch_wheels(wheels: Sequence[Wheel], cache_dir: pathlib.Path) -> list[pathl
     return targets
 
 
+class Archive(NamedTuple):
+    """A whole package as its registry gives it, "pypi" or "npm"; the sha256 is that of the archive."""
+
+    registry: str
+    package: str
+    version: str
+    sha256: str
+
+
+def fetch_archive(archive: Archive, cache_dir: pathlib.Path) -> pathlib.Path:
+    """The path of the package's archive, downloaded on first use and never unpacked.
+
+    Raises:
+        UserError: no npm or pip, no network, no such version, or an archive with another sha256.
+    """
+    target = cache_dir / "packages" / f"{archive.package}-{archive.version}" / f"{archive.sha256}.archive"
+    if target.is_file():
+        return target
+    with tempfile.TemporaryDirectory() as folder:
+        data = _download(archive, pathlib.Path(folder)).read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != archive.sha256:
+        raise UserError(f"{archive.package} {archive.version} has sha256 {found}, not {archive.sha256}")
+    files.replace(target, data)
+    return target
+
+
 def _run(command: list[str], what: str) -> str:
     """Runs a download; why it failed, or nothing."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -94,7 +121,7 @@ def _run(command: list[str], what: str) -> str:
     return f"could not download {what}; is there a network? ({last})" if done.returncode else ""
 
 
-def _download(pinned: Pinned, folder: pathlib.Path) -> pathlib.Path:
+def _download(pinned: Pinned | Archive, folder: pathlib.Path) -> pathlib.Path:
     what = f"{pinned.package} {pinned.version}"
     if pinned.registry == "npm":
         npm = shutil.which("npm")

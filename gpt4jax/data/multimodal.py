@@ -135,7 +135,7 @@ def jsonl(path: pathlib.Path) -> Iterator[Document]:
                 raise TypeError("text is no text, or images are no names")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f'{where}: not an object of "text" and "images" ({error})') from error
-        yield of_text(where, text, [captioned.beside(root, name, where).read_bytes() for name in names])
+        yield of_text(where, text, [captioned.read_bounded(captioned.beside(root, name, where)) for name in names])
 
 
 def _record(document: Document) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def text_row(text: str, tokenizer: Tokenizer, seq_len: int) -> dict[str, np.ndar
     ids = [tokenizer.end, *tokenizer.encode(text)[: seq_len - 2], tokenizer.end]
     tokens = np.zeros(seq_len, np.int32)
     tokens[: len(ids)] = ids
-    return {"tokens": tokens, "length": np.int32(len(ids))}
+    return {"tokens": tokens, "length": np.array(len(ids), np.int32)}
 
 
 def image_row(pixels_hwc: np.ndarray, vision: VisionConfig) -> dict[str, np.ndarray]:

@@ -1,0 +1,129 @@
+"""Real images with a text each: the emoji of two vendors out of pinned packages, and folders of the user's own."""
+
+import json
+import pathlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from gpt4jax.data import images
+from gpt4jax.data.fetch import Archive, fetch_archive
+from gpt4jax.errors import UserError
+
+
+class Captioned(NamedTuple):
+    """An encoded image and its text; `key` is its own name, `group` a topic."""
+
+    key: str
+    caption: str
+    group: str
+    data: bytes
+
+
+VENDORS = {  # Noto's are under Apache-2.0, Twemoji's under CC-BY-4.0
+    "google": Archive(
+        "npm", "emoji-datasource-google", "16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+    ),
+    "twitter": Archive(
+        "npm", "emoji-datasource-twitter", "16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"
+    ),
+}  # fmt: skip
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def emoji(vendor: str, cache_dir: pathlib.Path) -> list[Captioned]:
+    """A vendor's emoji, 64 x 64 pixels, with their names in lower case ("grinning face"), without skin tones.
+
+    The same emoji has the same key and caption with each vendor.
+
+    Raises:
+        UserError: another vendor, or a package that can't be had.
+    """
+    if vendor not in VENDORS:
+        raise UserError(f"there are no emoji of {vendor!r}; there are those of {' and '.join(VENDORS)}")
+    return emoji_of(fetch_archive(VENDORS[vendor], cache_dir), vendor)
+
+
+def emoji_of(archive: pathlib.Path, vendor: str) -> list[Captioned]:
+    """The emoji in a package that lies on the disk; of two with one name only the first, for a name is a class."""
+    found: dict[str, Captioned] = {}
+    with tarfile.open(archive) as tar:
+
+        def read(name: str) -> bytes:
+            member = tar.extractfile(name)
+            if member is None:
+                raise UserError(f"{archive.name} holds no file {name}")
+            return member.read()
+
+        rows = json.loads(read("package/emoji.json"))
+        wanted = {f"package/img/{vendor}/64/{row['image']}": row for row in rows if row[f"has_img_{vendor}"]}
+        files = {member.name: read(member.name) for member in tar.getmembers() if member.name in wanted}
+    for name, row in wanted.items():
+        caption = row["name"].lower()
+        if name in files and caption not in found:
+            group = f"{row['category']}/{row['subcategory']}"
+            found[caption] = Captioned(row["unified"], caption, group, files[name])
+    return list(found.values())
+
+
+def folder(path: pathlib.Path) -> list[Captioned]:
+    """Every image of a folder beside which a text of the same name lies: its first line is the caption.
+
+    Debian's `tuxpaint-stamps-default` has this layout. A group is a subfolder.
+
+    Raises:
+        UserError: no such folder, or none of it is an image with a text.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    found = []
+    for image in sorted(path.rglob("*")):
+        text = image.with_suffix(".txt")
+        if image.suffix.lower() in _SUFFIXES and image.is_file() and text.is_file():
+            caption = first_line(text)
+            if caption:
+                relative = image.relative_to(path)
+                found.append(Captioned(relative.as_posix(), caption, relative.parent.as_posix(), read_bounded(image)))
+    if not found:
+        raise UserError(f"{path} has no image ({', '.join(_SUFFIXES)}) with a text of the same name beside it")
+    return found
+
+
+def first_line(path: pathlib.Path) -> str:
+    """The first line of a text, without the space around it."""
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text") from error
+    return lines[0].strip() if lines else ""
+
+
+def read_bounded(path: pathlib.Path) -> bytes:
+    """The bytes of a file that is no larger than an image may be.
+
+    Raises:
+        UserError: it is not there, or larger.
+    """
+    try:
+        if path.stat().st_size > images.MAX_BYTES:
+            raise UserError(f"{path}: a file of {path.stat().st_size:,} bytes; an image may have {images.MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the image {path} can't be read: {error.strerror or error}") from error
+
+
+def beside(root: pathlib.Path, name: str, where: str) -> pathlib.Path:
+    """The path of a file that a data set names, which must lie in the data set's own folder.
+
+    Raises:
+        UserError: it leads out of there, by "..", as an absolute path or through a link.
+    """
+    path = (root / name).resolve()
+    if pathlib.PurePath(name).is_absolute() or not path.is_relative_to(root.resolve()):
+        raise UserError(f"{where}: the image {name!r} lies outside {root}")
+    return path
+
+
+def by_name(captions: Sequence[Captioned]) -> Iterator[tuple[str, bytes, str]]:
+    """(key, encoded image, caption) of each, as `pairs.decoded` takes them."""
+    return ((one.key, one.data, one.caption) for one in captions)
