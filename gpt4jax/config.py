@@ -87,6 +87,8 @@ def default() -> ml_collections.ConfigDict:
     v.clip_dim = 0  # contrastive training (CLIP) in so many dimensions, the decoder being the text's tower; 0: none
 
     c.data = d = ml_collections.ConfigDict()
+    # With images (gpt4jax/data/multimodal.py): "rendered:COUNT", "emoji:VENDOR", "captioned:FOLDER",
+    # "interleaved:FILE.jsonl", and any of these and of the others with "+" between them; else
     # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "named_tasks:MEGABYTES",
     # "folder:PATH", "jsonl:PATH", or
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
@@ -133,6 +135,7 @@ def default() -> ml_collections.ConfigDict:
     e.num_rows = 0  # only so many held-out rows, evenly spaced; 0: all
     e.memory_len = 0  # tokens of memory (transformer_xl); 0: as many as in training, -1: none
     e.log_every_steps = 10  # lines of metrics.jsonl
+    e.prompts = ("{}",)  # of contrastive training: texts around a name, whose vectors are averaged
     e.sample_prompt = "def "  # continued at the end of the run; "": no sample
     e.sample_tokens = 64  # of that continuation, at least 1
     return c.lock()
@@ -321,7 +324,7 @@ def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config = default().unlock()
     with config.ignore_type():
         config.update(fields)
-    config.model.attention = tuple(config.model.attention)
+    config.model.attention, config.eval.prompts = tuple(config.model.attention), tuple(config.eval.prompts)
     strange = set(_keys(config)) - set(_keys(default()))
     if strange:
         raise KeyError(f"unknown key {sorted(strange)[0]}")

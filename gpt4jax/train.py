@@ -6,7 +6,6 @@ checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.
 
 import argparse
 import contextlib
-import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -34,12 +33,11 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     """
     import jax
 
-    from gpt4jax import model
-    from gpt4jax.data import multimodal, text, tokenizer
+    from gpt4jax.data import tokenizer
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, evaluation, init_from, metrics, optimizer, report, step
+    from gpt4jax.training import checkpoint, init_from, metrics, objective, optimizer, report, step
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
@@ -57,8 +55,6 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
         if config.data.seq_len > model_config.max_seq_len:
             raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
         eval_rows = config.eval.batch_size or config.batch_size
-        eval_memory = max(0, config.eval.memory_len or model_config.memory_len)
-        eval_config = dataclasses.replace(model_config, memory_len=eval_memory)
         mesh = meshes.make_mesh(config.mesh)
         partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
         partition.check(model_config, mesh, eval_rows)
@@ -74,38 +70,22 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     job.say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
 
     # --- Data: tokenized once, then cached.
-    if model_config.vision is None:
-        data = text.load(config.data, model_config.vocab_size, cache_dir, job.say, start.tokenizer)
-    else:
-        data = multimodal.load(config.data, model_config.vision, model_config.vocab_size, cache_dir, job.say)
+    chosen = objective.of(config, model_config, cache_dir, job.say, start.tokenizer)
     if max(checkpoint.saved_steps(workdir), default=0) > config.num_steps:
         raise UserError(
             f"{workdir} is at step {checkpoint.saved_steps(workdir)[-1]}, past num_steps {config.num_steps}"
         )
-    workdirs.record(workdir, config, data.facts)
-    tokenizer.keep(data.tokenizer, workdir)
+    workdirs.record(workdir, config, chosen.facts)
+    tokenizer.keep(chosen.tokenizer, workdir)
 
     # --- Programs. The state is donated: a step updates it in place.
     shardings = states.state_shardings(model_config, tx, mesh)
-    rows, everywhere = partition.batch_sharding(mesh), partition.replicated(mesh)
+    everywhere = partition.replicated(mesh)
     train_step = jax.jit(
-        partial(
-            step.train_step, model_config, tx, optimizer.schedule(config.optimizer, config.num_steps),
-            seed=config.seed, micro_batches=config.optimizer.micro_batches, z_loss=config.optimizer.z_loss,
-        ),
-        in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0,
+        chosen.step(tx, optimizer.schedule(config.optimizer, config.num_steps)),
+        in_shardings=(shardings, partition.batch_sharding(mesh)), out_shardings=(shardings, everywhere),
+        donate_argnums=0,
     )  # fmt: skip
-    behind = partition.memory_sharding(mesh) if eval_memory else None
-    eval_step = jax.jit(
-        partial(step.eval_step, eval_config),
-        in_shardings=(shardings.params, rows, behind), out_shardings=(everywhere, behind), donate_argnums=2,
-    )  # fmt: skip
-    right_step = jax.jit(
-        partial(step.right_step, model_config), in_shardings=(shardings.params, rows), out_shardings=everywhere
-    )
-    no_memory = jax.jit(
-        lambda: model.init_memory(eval_config, eval_rows) if eval_memory else None, out_shardings=behind
-    )
 
     abstract_state = states.abstract_state(model_config, tx, config.batch_size)
     held = partition.bytes_per_device(abstract_state, shardings)
@@ -140,10 +120,8 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
             flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
             peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
         )  # fmt: skip
-        measure = evaluation.of_text(config, mesh, data, eval_step, right_step, no_memory)
-        loop = Loop(
-            config, mesh, data.of("train"), step.Batch.of, train_step, measure, checkpoints, log, writer, progress
-        )
+        measure = chosen.evaluation(mesh, shardings)
+        loop = Loop(config, mesh, chosen.rows, chosen.batch_of, train_step, measure, checkpoints, log, writer, progress)
         with jax.set_mesh(mesh), signals.StopRequest() as stop:
             state = loop.run(state, history, stop, workdir / "profile" if profile else None)
             checkpoints.wait()
@@ -155,7 +133,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     if config.eval.sample_prompt and model_config.position == "transformer_xl":
         job.say('no sample: the engine that decodes has no Transformer-XL memory (eval.sample_prompt="" asks for none)')
     elif config.eval.sample_prompt and jax.process_count() == 1:
-        print(report.sample(model_config, state.params, data.tokenizer, config), flush=True)
+        print(report.sample(model_config, state.params, chosen.tokenizer, config), flush=True)
     print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - began, workdir))
     return 0
 

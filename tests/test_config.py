@@ -9,6 +9,7 @@ import pytest
 from gpt4jax import config as configuration
 from gpt4jax import model
 from gpt4jax.errors import UserError
+from gpt4jax.model.vision_config import VisionConfig
 from gpt4jax.scaling import ladder, sweep
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,7 +38,10 @@ def test_model_group_and_dataclass_agree():
     import dataclasses
 
     fields = {field.name for field in dataclasses.fields(model.Config)}
-    assert fields == set(configuration.default().model.keys())
+    assert fields - {"vision"} == set(configuration.default().model.keys())
+    of_images = {field.name for field in dataclasses.fields(VisionConfig)}
+    assert of_images == set(configuration.default().vision.keys())
+    assert configuration.model_config(configuration.default()).vision is None
 
 
 @pytest.mark.parametrize(

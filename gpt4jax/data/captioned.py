@@ -1,5 +1,6 @@
 """Real images with a text each: the emoji of two vendors out of pinned packages, and folders of the user's own."""
 
+import hashlib
 import json
 import pathlib
 import tarfile
@@ -42,6 +43,28 @@ def emoji(vendor: str, cache_dir: pathlib.Path) -> list[Captioned]:
     if vendor not in VENDORS:
         raise UserError(f"there are no emoji of {vendor!r}; there are those of {' and '.join(VENDORS)}")
     return emoji_of(fetch_archive(VENDORS[vendor], cache_dir), vendor)
+
+
+def of(name: str, cache_dir: pathlib.Path) -> list[Captioned]:
+    """The captioned images that a config names: "emoji:VENDOR" or "captioned:FOLDER".
+
+    Raises:
+        UserError: another name, or as `emoji` and `folder` do.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "emoji":
+        return emoji(rest, cache_dir)
+    if kind == "captioned" and rest:
+        return folder(pathlib.Path(rest).expanduser())
+    raise UserError(f"{name!r} names no captioned images: it must be emoji:google, emoji:twitter or captioned:FOLDER")
+
+
+def digest(found: Sequence[Captioned]) -> str:
+    """A sha256 of images and captions."""
+    total = hashlib.sha256()
+    for one in found:
+        total.update(hashlib.sha256(one.data).digest() + one.caption.encode() + b"\0")
+    return total.hexdigest()
 
 
 def emoji_of(archive: pathlib.Path, vendor: str) -> list[Captioned]:

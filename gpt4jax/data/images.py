@@ -1,9 +1,9 @@
 """Images from untrusted bytes: decoded by Pillow, of a few formats, within bounds; and their budget of patches."""
 
 import io
+import itertools
 import math
 import pathlib
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,8 +19,9 @@ MAX_SIDE = 2**14
 def decode(data: bytes, name: str) -> np.ndarray:
     """An image's pixels, (H, W, 3) uint8 RGB; `name` says in errors which it is.
 
-    Turned as its EXIF data say; transparent ones lie on white; 16-bit grey is divided by 257; CMYK and palettes become
-    RGB by Pillow's plain formulas; colour profiles are ignored.
+    Turned as its EXIF data say; transparent ones lie on white; 16-bit grey is divided by 257 and rounded; black and
+    white are 0 and 255; CMYK and palettes become RGB by Pillow's plain formulas; colour profiles are ignored. None of
+    `FORMATS` has pixels in floating point.
 
     Raises:
         UserError: no image of `FORMATS`, a damaged or an animated one, or one beyond the bounds, which are looked at
@@ -28,10 +29,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """
     image = _opened(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        image.load()
+        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # decoders raise whatever they stumble over: struct.error, SyntaxError, EOFError, ...
         raise UserError(f"{name}: a damaged {image.format} image ({error})") from error
 
@@ -56,13 +55,13 @@ def _opened(data: bytes, name: str) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise UserError(f"{name}: a file of {len(data):,} bytes; an image may have {MAX_BYTES:,}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bounds are below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # From a size above our bounds on Pillow warns, from twice that on it raises. To silence the warning would be to
+        # change the filters of all threads.
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: no image in one of the formats {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: far more than the {MAX_PIXELS:,} pixels that an image may have ({error})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{name}: more than the {MAX_PIXELS:,} pixels that an image may have ({error})") from error
     except Exception as error:
         raise UserError(f"{name}: a damaged image ({error})") from error
     width, height = image.size
@@ -76,7 +75,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
     except Exception as error:
         raise UserError(f"{name}: a damaged {image.format} image ({error})") from error
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews or depth behind the photograph
         raise UserError(f"{name}: an animation of {frames} frames: give one of them")
     return image
 
@@ -85,9 +84,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, as "I;16" or as whole numbers
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray(((grey.clip(0, 65535) + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
@@ -100,7 +97,9 @@ def read(path: pathlib.Path) -> np.ndarray:
         UserError: there is no such file, or as `decode` does.
     """
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
+        if path.exists() and not path.is_file():  # a folder, or a device that might never end
+            raise UserError(f"the image {path} can't be read: it is no file")
+        if path.exists() and path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: a file of {path.stat().st_size:,} bytes; an image may have {MAX_BYTES:,}")
         return decode(path.read_bytes(), str(path))
     except OSError as error:
@@ -110,8 +109,9 @@ def read(path: pathlib.Path) -> np.ndarray:
 def grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
     """Rows and columns of patches for an image, at most `most` together, in its own aspect ratio and never enlarged.
 
-    Each side is rounded to the nearest number of patches, of a small one up to one. What is too large is made smaller
-    by one factor, both sides being rounded down, and the longer side cut further where the shorter has only one patch.
+    Each side is rounded to the nearest number of patches, and up to one. What is too large then is made smaller by the
+    factor that gives the image `most` patches' area. Of the grids that have each side rounded down or up from there, at
+    least to one patch, and that fit, it gets the one nearest to its aspect ratio, and of equally near ones the largest.
 
     Raises:
         ValueError: sizes below 1.
@@ -123,15 +123,22 @@ def grid(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
     rows, columns = max(1, round(height / patch)), max(1, round(width / patch))
     if rows * columns <= most:
         return rows, columns
-    factor = math.sqrt(most * patch**2 / (height * width))
-    rows = min(rows, max(1, math.floor(height * factor / patch + 1e-9)))
-    columns = min(columns, max(1, math.floor(width * factor / patch + 1e-9)))
-    return min(rows, most // min(columns, most)), min(columns, most // min(rows, most))
+    factor = math.sqrt(most / (height * width))  # patches a pixel, on each side
+
+    def near(side: int, largest: int) -> set[int]:
+        down = math.floor(side * factor)
+        return {min(max(n, 1), largest, most) for n in (down, down + 1)}
+
+    def unlike(grid: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log(grid[0] * width / (grid[1] * height))), -grid[0] * grid[1]
+
+    grids = itertools.product(near(height, rows), near(width, columns))
+    return min((one for one in grids if one[0] * one[1] <= most), key=unlike)
 
 
 def fit(image_hwc: np.ndarray, patch: int, most: int) -> np.ndarray:
     """An image brought to the size of its `grid`, bicubic; one that has it already as it is."""
-    rows, columns = grid(*image_hwc.shape[:2], patch, most)
+    rows, columns = grid(image_hwc.shape[0], image_hwc.shape[1], patch, most)
     if image_hwc.shape[:2] == (rows * patch, columns * patch):
         return image_hwc
     return np.asarray(Image.fromarray(image_hwc).resize((columns * patch, rows * patch), Image.Resampling.BICUBIC))

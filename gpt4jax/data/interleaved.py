@@ -79,7 +79,8 @@ def tokenize(document: Document, tokenizer: Tokenizer, vision: VisionConfig) -> 
             if part.task:
                 answers.append((first, len(ids), part.task))
             continue
-        rows, columns = images.grid(*images.size(part.data, document.key), vision.patch_size, vision.max_patches)
+        height, width = images.size(part.data, document.key)
+        rows, columns = images.grid(height, width, vision.patch_size, vision.max_patches)
         ids += [begin, *[patch] * vision.image_len(rows * columns), end]
         spans.append((first, len(ids)))
         grids.append((rows, columns))

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gpt4jax.data import RandomAccess
+from gpt4jax.data.pairs import Pairs
 from gpt4jax.data.stream import Documents, Streams
 
 Row = dict[str, np.ndarray]
@@ -19,7 +20,7 @@ def shuffled(rows: RandomAccess[Row], seed: int) -> grain.MapDataset:
 
 
 def train_batches(
-    rows: RandomAccess[Row] | Documents,
+    rows: RandomAccess[Row] | Documents | Pairs,
     *,
     seed: int,
     batch_size: int,
@@ -35,6 +36,8 @@ def train_batches(
     """
     if isinstance(rows, Documents):
         row_of = Streams(rows, batch_size, seed).row
+    elif isinstance(rows, Pairs):
+        row_of = rows.row  # made for this seed and size of batches
     else:
         order = shuffled(rows, seed)
 

@@ -51,48 +51,48 @@ class Rendered(ImageText):
     """Charts, words and scenes that are drawn, with questions whose answers are known (`gpt4jax.data.rendered`)."""
 
     def documents(self, evaluation: bool) -> Iterator[Document]:
-        """So many pictures, or those for evaluation, none of which training shows."""
+        """So many pictures, or those for evaluation, none of which training shows.
+
+        In training every other picture is described instead of asked about, and one of 20 is asked about unseen: so
+        the model knows what is likely, and a blind answer is a guess.
+        """
         count = EVAL_PICTURES if evaluation else int(self.builder_config.root)
         for i, picture in enumerate(rendered.pictures(0, count, evaluation)):
-            asked = [
-                part
-                for one in picture.questions
-                for part in (Text(f"{one.question}\n"), Text(f"{one.answer}\n", one.task))
-            ]
-            yield Document(f"{picture.kind} {i}", (Picture(png(picture.pixels_hwc)), *asked))
+            said: list[Text] = []
+            if i % 2 and not evaluation:
+                said.append(Text(f"{picture.description}\n"))
+            else:
+                for one in picture.questions:
+                    said += [Text(f"{one.question}\n"), Text(f"{one.answer}\n", one.task)]
+            document = Document(f"{picture.kind} {i}", (Picture(png(picture.pixels_hwc)), *said))
+            yield document.blind() if i % 20 == 0 and not evaluation else document
 
 
 class Emoji(ImageText):
     """A vendor's emoji with their names (`gpt4jax.data.captioned`)."""
 
     def documents(self, evaluation: bool) -> Iterator[Document]:
-        """Those whose name's hash says so."""
+        """Those whose hash says so."""
         vendor, _, cache_dir = self.builder_config.root.partition("\n")
-        yield from _captions(captioned.emoji(vendor, pathlib.Path(cache_dir)), evaluation)
+        every = _captions(captioned.emoji(vendor, pathlib.Path(cache_dir)))
+        return (document for document in every if _is_held_out(document) == evaluation)
 
 
 class CaptionedFolder(ImageText):
     """Images of a folder, each with a text of the same name beside it."""
 
+    kind = "captioned"
+
     def documents(self, evaluation: bool) -> Iterator[Document]:
-        """Those whose path's hash says so."""
-        yield from _captions(captioned.folder(pathlib.Path(self.builder_config.root)), evaluation)
+        """Those whose hash says so."""
+        every = documents_of(self.kind, pathlib.Path(self.builder_config.root))
+        return (document for document in every if _is_held_out(document) == evaluation)
 
 
-class Interleaved(ImageText):
+class Interleaved(CaptionedFolder):
     """A JSONL file of {"text", "images"}: in the text each "<|image|>" stands for the next image."""
 
-    def documents(self, evaluation: bool) -> Iterator[Document]:
-        """Those whose text's hash says so."""
-        for document in jsonl(pathlib.Path(self.builder_config.root)):
-            if corpora.held_out(hashlib.sha256(repr(document.parts).encode()).hexdigest()) == evaluation:
-                yield document
-
-
-def _captions(images: Sequence[captioned.Captioned], evaluation: bool) -> Iterator[Document]:
-    for one in images:
-        if corpora.held_out(one.key) == evaluation:
-            yield Document(one.key, (Picture(one.data), Text(one.caption)))
+    kind = "interleaved"
 
 
 def png(pixels_hwc: np.ndarray) -> bytes:
@@ -268,20 +268,34 @@ def _one(name: str, options: Any, cache_dir: pathlib.Path) -> Source:
 def _of_files(kind: str, path: pathlib.Path, cache_dir: pathlib.Path) -> tfds.core.DatasetBuilder:
     if not path.exists():
         raise UserError(f"data.dataset: there is no file or folder {path}")
-    if kind == "captioned":
-        found: Iterator[Document] = (
-            Document(one.key, (Picture(one.data), Text(one.caption))) for one in captioned.folder(path)
-        )
-        builder_class: type = CaptionedFolder
-    else:
-        found, builder_class = jsonl(path), Interleaved
-    digest, count = hashlib.sha256(), 0
+    found = documents_of(kind, path)
+    digest = hashlib.sha256()
+    counts = {True: 0, False: 0}
     for document in found:
         digest.update(hashlib.sha256(repr(document).encode()).digest())
-        count += 1
-    if not count:
-        raise UserError(f"{path} has no document")
-    return corpora.built(builder_class, str(path), digest.hexdigest(), cache_dir)
+        counts[_is_held_out(document)] += 1
+    if not all(counts.values()):
+        raise UserError(
+            f"{path} has {sum(counts.values())} documents, too few to hold out {corpora.HELD_OUT_PERCENT}% by hash for "
+            "evaluation: use more"
+        )
+    return corpora.built(
+        CaptionedFolder if kind == "captioned" else Interleaved, str(path), digest.hexdigest(), cache_dir
+    )
+
+
+def documents_of(kind: str, path: pathlib.Path) -> Iterator[Document]:
+    """The documents of a folder with captions ("captioned"), or of a JSONL file ("interleaved")."""
+    return _captions(captioned.folder(path)) if kind == "captioned" else jsonl(path)
+
+
+def _captions(images: Sequence[captioned.Captioned]) -> Iterator[Document]:
+    return (Document(one.key, (Picture(one.data), Text(one.caption))) for one in images)
+
+
+def _is_held_out(document: Document) -> bool:
+    """By a hash of what is in it."""
+    return corpora.held_out(hashlib.sha256(repr(document.parts).encode()).hexdigest())
 
 
 def _tfds_set(options: Any) -> Source:

@@ -1,6 +1,6 @@
 """Images with a text each, for contrastive training: a row a pair, no two rows of a step the same pair."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ def varied(pixels_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.asarray(image, np.float32) * gains, 0, 255).astype(np.uint8)
 
 
-def decoded(captions: Sequence[tuple[str, bytes, str]], size: int) -> list[Pair]:
+def decoded(captions: Iterable[tuple[str, bytes, str]], size: int) -> list[Pair]:
     """Pairs of (key, encoded image, text), images no larger than so many pixels a side.
 
     Raises:

@@ -24,8 +24,10 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
 UNIT = 4  # pixels of a chart's value of one
-CELL = 16  # pixels of a place in a scene
+CELL = 16  # pixels of a place in a scene, of a letter in a word, and of a bar in a chart
+BARS = 4
 _NAMES = tuple(COLOURS)
+_COUNT_WEIGHTS = (1, 1.5, 2.3, 10, 60)  # of asking about 0 to 4 things: the rarer, the likelier
 _SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 
 
@@ -38,7 +40,7 @@ class Question(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A bar chart: of each bar its letter, whole value from 1 to 9, colour and place; 64 x 48 pixels."""
+    """A chart of four bars: of each its letter, whole value from 1 to 9, colour and place; 64 x 48 pixels."""
 
     letters: str
     values: tuple[int, ...]
@@ -52,7 +54,7 @@ class Chart(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A few letters on a light ground, 48 x 16 pixels."""
+    """Three to five letters on a light ground, 80 x 16 pixels."""
 
     text: str
     place: tuple[int, int]
@@ -94,10 +96,11 @@ Spec = Chart | Word | Scene
 
 
 class Picture(NamedTuple):
-    """A picture (H, W, 3) uint8 and what is asked about it."""
+    """A picture (H, W, 3) uint8, all that is in it, and what is asked about it."""
 
     kind: str
     pixels_hwc: np.ndarray
+    description: str
     questions: tuple[Question, ...]
 
 
@@ -107,18 +110,16 @@ def spec_of(rng: np.random.Generator) -> Spec:
 
 
 def _chart(rng: np.random.Generator) -> Chart:
-    count = int(rng.integers(3, 5))
-    letters = "".join(rng.choice(list(LETTERS), count, replace=False))
-    values = tuple(int(v) for v in rng.integers(1, 10, count))
-    width = 64 // count
-    left = tuple(i * width + (width - 10) // 2 + int(rng.integers(-1, 2)) for i in range(count))
-    return Chart(letters, values, tuple(rng.choice(_NAMES, count).tolist()), left)
+    letters = "".join(rng.choice(list(LETTERS), BARS, replace=False))
+    values = tuple(rng.integers(1, 10, BARS).tolist())
+    left = tuple((CELL * np.arange(BARS) + 3 + rng.integers(-2, 3, BARS)).tolist())
+    return Chart(letters, values, tuple(rng.choice(_NAMES, BARS).tolist()), left)
 
 
 def _word(rng: np.random.Generator) -> Word:
     text = "".join(rng.choice(list(ALPHABET), rng.integers(3, 6)))
-    place = int(rng.integers(1, 5)), int(rng.integers(-1, 2))
-    return Word(text, place, tuple(int(v) for v in rng.integers(220, 256, 3)))  # type: ignore[arg-type]
+    red, green, blue = rng.integers(220, 256, 3).tolist()
+    return Word(text, (int(rng.integers(-2, 3)), int(rng.integers(-1, 2))), (red, green, blue))
 
 
 def _scene(rng: np.random.Generator) -> Scene:
@@ -137,6 +138,16 @@ def held_out(spec: Spec) -> bool:
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
 
+def picture(seed: int, index: int) -> Picture:
+    """A picture with its questions, held out or not."""
+    rng = np.random.default_rng((seed, index))
+    return _complete(spec_of(rng), rng)
+
+
+def _complete(spec: Spec, rng: np.random.Generator) -> Picture:
+    return Picture(type(spec).__name__.lower(), draw(spec), describe(spec), ask(spec, rng))
+
+
 def pictures(seed: int, count: int, evaluation: bool) -> Iterator[Picture]:
     """The first `count` pictures of a seed that are held out, or that are not."""
     found = index = 0
@@ -146,7 +157,7 @@ def pictures(seed: int, count: int, evaluation: bool) -> Iterator[Picture]:
         index += 1
         if held_out(spec) == evaluation:
             found += 1
-            yield Picture(type(spec).__name__.lower(), draw(spec), ask(spec, rng))
+            yield _complete(spec, rng)
 
 
 @lru_cache
@@ -166,10 +177,10 @@ def draw(spec: Spec) -> np.ndarray:
             pen.text((left + 5, 48), letter, fill="black", font=_font(9), anchor="ms")
         pen.line((0, 39, 63, 39), fill="black")
     elif isinstance(spec, Word):
-        image = Image.new("RGB", (48, 16), spec.ground)
+        image = Image.new("RGB", (5 * CELL, CELL), spec.ground)
         x, y = spec.place
         for i, letter in enumerate(spec.text):
-            ImageDraw.Draw(image).text((x + 4 + 9 * i, 8 + y), letter, fill="black", font=_font(12), anchor="mm")
+            ImageDraw.Draw(image).text((x + 8 + CELL * i, 14 + y), letter, fill="black", font=_font(15), anchor="ms")
     else:
         image = Image.new("RGB", (3 * CELL, 3 * CELL), (245, 245, 245))
         for thing in spec.things:
@@ -191,40 +202,56 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
         pen.rectangle((x - 6, y - 1, x + 6, y + 1), fill=fill)
 
 
+def describe(spec: Spec) -> str:
+    """All that is in a picture, from left to right and from above: what questions ask about, at once."""
+    if isinstance(spec, Word):
+        return spec.text
+    if isinstance(spec, Chart):
+        return " ".join(f"{letter}{value}" for letter, value in zip(spec.letters, spec.values, strict=True))
+    at = {(thing.row, thing.column): thing.name for thing in spec.things}
+    return "\n".join(" ".join(at.get((row, column), "none") for column in range(3)) for row in range(3))
+
+
 def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
-    """Questions about a picture, no two of them the same."""
+    """One question about a word, three to five about other pictures, no two of them the same."""
     if isinstance(spec, Word):
         return (Question("read_text", "What is written?", spec.text),)
     return _ask_chart(spec, rng) if isinstance(spec, Chart) else _ask_scene(spec, rng)
 
 
 def _ask_chart(spec: Chart, rng: np.random.Generator) -> tuple[Question, ...]:
-    """A bar's value, the higher one of two, and the sum of two, with its way there before it (report, appendix G)."""
+    """Two bars' values, the higher one of two, and the sum of the others, its way there first (report, appendix G).
+
+    An answer is not to be had from those before it.
+    """
     value = dict(zip(spec.letters, spec.values, strict=True))
-    one, a, b, c, d = (str(letter) for letter in _pick(rng, spec.letters, 1, 2, 2))
-    found = [Question("chart_value", f"What is {one}?", str(value[one]))]
-    if value[a] != value[b]:
-        found.append(Question("chart_compare", f"Is {a} or {b} higher?", a if value[a] > value[b] else b))
-    reasons = f"{value[c]} + {value[d]} = {value[c] + value[d]}"
+    a, b, c, d = _pick(rng, spec.letters, BARS)
+    found = [Question("chart_value", f"What is {one}?", str(value[one])) for one in (a, b)]
+    unequal = [
+        (one, other)
+        for one in spec.letters
+        for other in spec.letters
+        if value[one] != value[other] and {one, other} != {a, b}
+    ]
+    for one, other in _pick(rng, unequal, 1):
+        higher = one if value[one] > value[other] else other
+        found.append(Question("chart_compare", f"Is {one} or {other} higher?", higher))
+    reasons = f"{value[c]}+{value[d]}={value[c] + value[d]}"
     return (*found, Question("chart_sum", f"What is {c} plus {d}?", reasons))
 
 
-def _pick(rng: np.random.Generator, among: Sequence[str], *counts: int) -> list[str]:
-    return [one for count in counts for one in rng.choice(list(among), count, replace=False)]
+def _pick(rng: np.random.Generator, among: Sequence, count: int) -> list:
+    """Up to `count` different ones."""
+    return [among[i] for i in rng.permutation(len(among))[:count]]
 
 
 def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
-    """The colour of the only thing of its shape, how many have a colour, and what lies beside a thing."""
-    found = []
+    """The colour of the only thing of its shape, what lies beside a thing or two, and how many have a colour."""
     shapes = [thing.shape for thing in spec.things]
     single = [thing for thing in spec.things if shapes.count(thing.shape) == 1]
-    if single:
-        thing = single[rng.integers(len(single))]
-        found.append(Question("scene_colour", f"What colour is the {thing.shape}?", thing.colour))
-    counts = {colour: sum(thing.colour == colour for thing in spec.things) for colour in _NAMES}
-    wanted = int(rng.choice(sorted(set(counts.values()))))  # so that no number is the likeliest by far
-    colour = str(rng.choice([colour for colour in _NAMES if counts[colour] == wanted]))
-    found.append(Question("scene_count", f"How many are {colour}?", str(wanted)))
+    found = [
+        Question("scene_colour", f"What colour is the {thing.shape}?", thing.colour) for thing in _pick(rng, single, 1)
+    ]
     names = [thing.name for thing in spec.things]
     at = {(thing.row, thing.column): thing for thing in spec.things}
     beside = [
@@ -233,7 +260,24 @@ def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
         for side, (dy, dx) in _SIDES.items()
         if names.count(thing.name) == 1 and (thing.row + dy, thing.column + dx) in at
     ]
-    if beside:
-        side, thing, other = beside[rng.integers(len(beside))]
+    # Of two things beside each other only one is asked about: its answer would tell the other's.
+    pairs = {frozenset(pair): (side, *pair) for side, *pair in _pick(rng, beside, len(beside))}
+    for side, thing, other in _pick(rng, list(pairs.values()), 2):
         found.append(Question("scene_relation", f"What is {side} the {thing.name}?", other.name))
-    return tuple(found)
+    return (*found, *_ask_counts(spec, rng, max(1, 3 - len(found))))
+
+
+def _ask_counts(spec: Scene, rng: np.random.Generator, questions: int) -> list[Question]:
+    """How many things have a colour, for so many colours; the numbers 0 to 4 are answers about as often."""
+    colours = [thing.colour for thing in spec.things]
+    left = [name for name in _NAMES if colours.count(name) < len(_COUNT_WEIGHTS)]
+    found = []
+    for _ in range(questions):
+        # A number first, then one of the colours that have it: most colours have none, and 0 would be the best guess.
+        counts = sorted({colours.count(name) for name in left})
+        weights = np.array([_COUNT_WEIGHTS[count] for count in counts])
+        wanted = int(rng.choice(counts, p=weights / weights.sum()))
+        (colour,) = _pick(rng, [name for name in left if colours.count(name) == wanted], 1)
+        left.remove(colour)
+        found.append(Question("scene_count", f"How many are {colour}?", str(wanted)))
+    return found

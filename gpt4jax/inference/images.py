@@ -37,7 +37,7 @@ def prompt(
         )
     if not pictures:
         return tokenizer.prompt(text), None
-    grids = [images.grid(*one.shape[:2], vision.patch_size, vision.max_patches) for one in pictures]
+    grids = [_grid(one, vision) for one in pictures]
     row = interleaved.empty_row(interleaved.Room(1, sum(r * c for r, c in grids), len(pictures)), vision)
     ids, at = tokenizer.prompt(first), 0
     for number, (picture, after, (rows, columns)) in enumerate(zip(pictures, others, grids, strict=True), 1):
@@ -49,9 +49,13 @@ def prompt(
 
 def shrunk(picture: np.ndarray, vision: VisionConfig) -> tuple[int, int] | None:
     """The size (height, width) that an image is brought to, if that is smaller than it is."""
-    rows, columns = images.grid(*picture.shape[:2], vision.patch_size, vision.max_patches)
+    rows, columns = _grid(picture, vision)
     size = rows * vision.patch_size, columns * vision.patch_size
     return size if size[0] * size[1] < picture.shape[0] * picture.shape[1] else None
+
+
+def _grid(picture: np.ndarray, vision: VisionConfig) -> tuple[int, int]:
+    return images.grid(picture.shape[0], picture.shape[1], vision.patch_size, vision.max_patches)
 
 
 def padded(row: Images) -> Images:

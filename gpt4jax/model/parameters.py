@@ -202,9 +202,11 @@ def _vision(config: Config) -> list[Parameter]:
     if vision is None:
         return []
     width = vision.embed_dim if vision.encoder else config.embed_dim
-    patch_std = vision.channels**-0.5  # so that patches come with the size of what follows a norm
+    # Patches come out as large as the embeddings of places and of tokens are. Nearly all of a patch's many values may
+    # be the same (a white ground): then a step of Adam moves what comes out by as many times its learning rate.
+    kernel = _of_images("vision", "patch_cd", (vision.channels, width), ("patch", "embed"), config.init_std)
     rows = [
-        _of_images("vision", "patch_cd", (vision.channels, width), ("patch", "embed"), patch_std),
+        dataclasses.replace(kernel, std=kernel.std * vision.channels**-0.5, learning_rate=1 / vision.channels),
         _of_images("vision", "patch_bias_d", (width,), ("norm",)),
         _of_images("vision", "row_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),
         _of_images("vision", "column_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),

@@ -64,7 +64,7 @@ class ZeroShot(NamedTuple):
     """Held-out images, the number of each one's class, and the names of all classes."""
 
     pixels: Sequence[np.ndarray]
-    labels: np.ndarray
+    labels: Sequence[int]
     names: Sequence[str]
 
 
@@ -82,6 +82,7 @@ def evaluation_of(
     text_of = jax.jit(lambda params, tokens, length: clip.text_features(config, params, tokens, length))
     texts = [pairs.text_row(prompt.format(name), tokenizer, seq_len) for name in data.names for prompt in prompts]
     rows = [pairs.image_row(pixels, vision) for pixels in data.pixels]
+    labels = np.asarray(data.labels)
 
     def run(params, stop) -> dict[str, float] | None:
         vectors = []
@@ -95,15 +96,11 @@ def evaluation_of(
                 return None
             seen.append(np.asarray(image_of(params, Images.of(batch)))[:count])
         image_ne = np.concatenate(seen)
-        rank_n = np.asarray(clip.ranks(jnp.asarray(image_ne), jnp.asarray(class_ce), jnp.asarray(data.labels)))
+        rank_n = np.asarray(clip.ranks(jnp.asarray(image_ne), jnp.asarray(class_ce), jnp.asarray(labels)))
         scale = np.asarray(params["clip"]["log_scale"])
         shuffled = np.random.default_rng(0).permutation(len(image_ne))
         each = [
-            float(
-                clip.contrastive_loss(
-                    jnp.asarray(image_ne[i]), jnp.asarray(class_ce[data.labels[i]]), jnp.asarray(scale)
-                )
-            )
+            float(clip.contrastive_loss(jnp.asarray(image_ne[i]), jnp.asarray(class_ce[labels[i]]), jnp.asarray(scale)))
             for i in np.array_split(shuffled, max(1, len(image_ne) // batch_size))
         ]
         return {

@@ -82,7 +82,8 @@ class TrainLog:
         now = time.monotonic()
         out = {
             "train/loss": scalars["loss"],
-            "train/bits_per_byte": bits_per_byte(self._nll, self._bytes),
+            # A contrastive loss is of pairs, which have no bytes.
+            **({"train/bits_per_byte": bits_per_byte(self._nll, self._bytes)} if self._bytes else {}),
             "learning/grad_norm": scalars["grad_norm"],
             "learning/learning_rate": scalars["learning_rate"],
         }

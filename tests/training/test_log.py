@@ -17,7 +17,7 @@ def log(tmp_path):
 
 
 def scalars(loss):
-    names = ("tokens", "bytes", "grad_norm", "learning_rate")
+    names = ("tokens", "bytes", "grad_norm", "learning_rate", "targets")
     return {"loss": jnp.float32(loss)} | {name: jnp.float32(10) for name in names}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -17,10 +16,9 @@ from gpt4jax.data.stream import Streams
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import mesh as meshes
 from gpt4jax.parallel import partition
+from gpt4jax.training import evaluation, step
 from gpt4jax.training import optimizer as optimizers
 from gpt4jax.training import state as states
-from gpt4jax.training import step
-from gpt4jax.training.loop import Loop
 from tests.conftest import LLAMA, perturbed
 from tests.data.test_rows import TOK, build
 from tests.training.test_step import ROWS, STEPS, make_batch, options
@@ -85,11 +83,11 @@ def test_evaluation_carries_the_memory_from_batch_to_batch(tmp_path):
 
     def eval_step(params, batch, memory):
         seen.append(memory)
-        return step.Totals(*np.ones(3)), memory + 1
+        return step.Totals(*np.ones(4)), memory + 1
 
-    data = SimpleNamespace(of=lambda split: documents)
-    loop = Loop(config, mesh, data, None, eval_step, lambda: 5, *[MagicMock() for _ in range(4)])
-    loop.evaluate(None, 3, SimpleNamespace(received=None))
+    data = SimpleNamespace(of=lambda split: documents, asked={})
+    measure = evaluation.of_text(config, mesh, data, eval_step, None, lambda: 5)
+    measure(None, SimpleNamespace(received=None))
     assert seen == [5 + i for i in range(Streams(documents, config.batch_size, None).steps_per_epoch)] and seen[3:]
 
 

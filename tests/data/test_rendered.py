@@ -1,0 +1,148 @@
+"""Drawn pictures: answers recovered from the pixels, what is held out, and what can be guessed without looking."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from gpt4jax.data import rendered
+from gpt4jax.data.rendered import CELL, COLOURS, UNIT, Chart, Scene, Word
+
+SPECS = [rendered.spec_of(np.random.default_rng((7, i))) for i in range(600)]
+
+
+def test_bars_are_as_high_as_their_values_and_labels_lie_below():
+    for spec in (one for one in SPECS if isinstance(one, Chart)):
+        pixels = rendered.draw(spec)
+        assert pixels.shape == (48, 64, 3)
+        for value, colour, left in zip(spec.values, spec.colours, spec.left, strict=True):
+            column = (pixels[:39, left + 5] == COLOURS[colour]).all(-1)
+            assert column.sum() == UNIT * value - 1 and column[39 - UNIT * value + 1 :].all()
+            assert (pixels[41:, left : left + 10] < 128).any()
+        assert len(set(spec.letters)) == len(spec.letters)
+
+
+def test_things_stand_in_their_cells_and_no_others():
+    for spec in (one for one in SPECS if isinstance(one, Scene)):
+        pixels = rendered.draw(spec)
+        there = {(thing.row, thing.column): thing for thing in spec.things}
+        for row in range(3):
+            for column in range(3):
+                cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+                found = [name for name, colour in COLOURS.items() if (cell == colour).all(-1).sum() > 30]
+                assert found == ([there[row, column].colour] if (row, column) in there else [])
+
+
+def _components(mask_hw: np.ndarray) -> int:
+    """How many connected areas there are, by flood fill."""
+    left = set(zip(*(axis.tolist() for axis in np.nonzero(mask_hw)), strict=True))
+    found = 0
+    while left:
+        found += 1
+        edge = [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
+            left -= near
+            edge += near
+    return found
+
+
+def test_counts_are_those_of_coloured_areas():
+    counted = 0
+    for i, spec in enumerate(SPECS):
+        if isinstance(spec, Scene):
+            pixels = rendered.draw(spec)
+            for task, question, answer in rendered.ask(spec, np.random.default_rng(i)):
+                if task == "scene_count":
+                    colour = COLOURS[question.rstrip("?").split()[-1]]
+                    assert _components((pixels == colour).all(-1)) == int(answer)
+                    counted += int(answer)
+    assert counted > 100
+
+
+def test_sides_numbers_of_questions_and_determinism():
+    for i in range(300):
+        one, again = rendered.picture(5, i), rendered.picture(5, i)
+        np.testing.assert_array_equal(one.pixels_hwc, again.pixels_hwc)
+        assert one.questions == again.questions and one.pixels_hwc.dtype == np.uint8
+        height, width, channels = one.pixels_hwc.shape
+        assert height % 8 == width % 8 == 0 and height * width <= 48 * 64 and channels == 3
+        assert len(one.questions) == 1 if one.kind == "word" else 3 <= len(one.questions) <= 5
+    assert rendered.picture(5, 0).pixels_hwc.tobytes() != rendered.picture(6, 0).pixels_hwc.tobytes()
+
+
+def test_no_answer_is_to_be_had_from_those_before_it():
+    for i, spec in enumerate(SPECS):
+        asked = rendered.ask(spec, np.random.default_rng(i))
+        words = {task: [q.rstrip("?").split() for t, q, _ in asked if t == task] for task in rendered.TASKS}
+        known = {found[2] for found in words["chart_value"]}
+        assert not any(known & {found[2], found[4]} for found in words["chart_sum"])
+        assert not any({found[1], found[3]} <= known for found in words["chart_compare"])
+        beside = [(" ".join(q.rstrip("?").split()[-2:]), answer) for t, q, answer in asked if t == "scene_relation"]
+        assert not any((other, one) in beside for one, other in beside if one != other)
+
+
+def test_answers_follow_from_what_is_in_the_picture():
+    for i, spec in enumerate(SPECS):
+        asked = rendered.ask(spec, np.random.default_rng(i))
+        assert len({one.question for one in asked}) == len(asked) and {one.task for one in asked} <= set(rendered.TASKS)
+        for task, question, answer in asked:
+            words = question.rstrip("?").split()
+            if isinstance(spec, Word):
+                assert answer == spec.text
+            elif isinstance(spec, Chart):
+                value = dict(zip(spec.letters, spec.values, strict=True))
+                if task == "chart_value":
+                    assert value[words[2]] == int(answer)
+                elif task == "chart_compare":
+                    assert (
+                        value[answer] == max(value[words[1]], value[words[3]]) > min(value[words[1]], value[words[3]])
+                    )
+                else:
+                    left, right = answer.split("=")
+                    assert eval(left) == int(right) and left == f"{value[words[2]]}+{value[words[4]]}"
+            elif task == "scene_colour":
+                assert [thing.colour for thing in spec.things if thing.shape == words[-1]] == [answer]
+            elif task == "scene_count":
+                assert sum(thing.colour == words[-1] for thing in spec.things) == int(answer)
+            else:
+                (one,) = [thing for thing in spec.things if thing.name == " ".join(words[-2:])]
+                dy, dx = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[words[2]]
+                (other,) = [t for t in spec.things if (t.row, t.column) == (one.row + dy, one.column + dx)]
+                assert answer == other.name
+
+
+def test_held_out_contents_are_never_trained_on_and_pictures_repeat():
+    held, trained = (list(rendered.pictures(3, 40, evaluation)) for evaluation in (True, False))
+    again = list(rendered.pictures(3, 40, True))
+    for one, other in zip(held, again, strict=True):
+        np.testing.assert_array_equal(one.pixels_hwc, other.pixels_hwc)
+        assert one.questions == other.questions
+    assert {one.kind for one in held} == {"chart", "word", "scene"} and len(trained) == 40
+    share = np.mean([rendered.held_out(spec) for spec in SPECS])
+    assert 0.02 < share < 0.09
+    moved = [spec._replace(place=(0, 0)) for spec in SPECS if isinstance(spec, Word)]
+    assert all(rendered.held_out(one) == rendered.held_out(Word(one.text, (5, 1), one.ground)) for one in moved)
+
+
+def test_little_is_guessed_without_looking():
+    """What a question's likeliest answer is worth: learnt of 15,000 pictures' questions, tried on 5,000 others'."""
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    right, tried, first = Counter(), Counter(), Counter()
+    for i in range(20_000):
+        rng = np.random.default_rng((11, i))
+        for task, question, answer in rendered.ask(rendered.spec_of(rng), rng):
+            if i < 15_000:
+                seen[question][answer] += 1
+            else:
+                tried[task] += 1
+                right[task] += bool(seen[question]) and seen[question].most_common(1)[0][0] == answer
+                first[task] += question.split()[1] == answer
+    assert set(tried) == set(rendered.TASKS)
+    most = dict(
+        chart_value=0.16, chart_compare=0.54, chart_sum=0.04, read_text=0.01, scene_colour=0.25, scene_count=0.32,
+        scene_relation=0.13,
+    )  # fmt: skip
+    for task, bound in most.items():
+        assert right[task] / tried[task] < bound, task
+    assert 0.46 < first["chart_compare"] / tried["chart_compare"] < 0.54
