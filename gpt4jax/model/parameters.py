@@ -202,14 +202,16 @@ def _vision(config: Config) -> list[Parameter]:
     if vision is None:
         return []
     width = vision.embed_dim if vision.encoder else config.embed_dim
-    # Patches come out as large as the embeddings of places and of tokens are. Nearly all of a patch's many values may
-    # be the same (a white ground): then a step of Adam moves what comes out by as many times its learning rate.
-    kernel = _of_images("vision", "patch_cd", (vision.channels, width), ("patch", "embed"), config.init_std)
+    # Patches and their places come out equally large, and larger than tokens: small decoders then learn to see sooner.
+    # Nearly all of a patch's many values may be the same (a white ground), and a step of Adam then moves what comes out
+    # by as many times its learning rate: so that is smaller here.
+    std, root = 5 * config.init_std, vision.channels**-0.5
+    kernel = _of_images("vision", "patch_cd", (vision.channels, width), ("patch", "embed"), std * root)
     rows = [
-        dataclasses.replace(kernel, std=kernel.std * vision.channels**-0.5, learning_rate=1 / vision.channels),
+        dataclasses.replace(kernel, learning_rate=root),
         _of_images("vision", "patch_bias_d", (width,), ("norm",)),
-        _of_images("vision", "row_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),
-        _of_images("vision", "column_td", (vision.max_patches, width), ("positions", "embed"), config.init_std),
+        _of_images("vision", "row_td", (vision.max_patches, width), ("positions", "embed"), std),
+        _of_images("vision", "column_td", (vision.max_patches, width), ("positions", "embed"), std),
     ]
     if not vision.encoder:
         return rows

@@ -218,8 +218,12 @@ def right_step(config: model.Config, params: Params, batch: Batch) -> jax.Array:
         images=batch.images,
     )  # fmt: skip
     t, chunk = x_btd.shape[1], config.loss_chunk_len or x_btd.shape[1]
-    found = [
-        jnp.argmax(model.unembed(config, params, x_btd[:, start : start + chunk]), axis=-1)
-        for start in range(0, t, chunk)
-    ]
+    id_v = jnp.arange(config.vocab_size)
+    never_v = id_v < 0 if config.vision is None else jnp.abs(id_v - config.vision.image_token) <= 1  # drawn by nobody
+
+    def likeliest(start: int) -> jax.Array:
+        logits_bcv = model.unembed(config, params, x_btd[:, start : start + chunk])
+        return jnp.argmax(jnp.where(never_v, -jnp.inf, logits_bcv), axis=-1)
+
+    found = [likeliest(start) for start in range(0, t, chunk)]
     return jnp.concatenate(found, axis=1) == batch.targets_bt
