@@ -207,7 +207,7 @@ def _run(config: Any, shape: Config, seed: int, kind: str = "run") -> Run:
     del one.ladder
     one.seed, one.batch_size, one.num_steps = config.seed + seed, rows, steps
     with one.ignore_type():
-        one.model.update({f.name: getattr(shape, f.name) for f in dataclasses.fields(shape)})
+        one.model.update({f.name: getattr(shape, f.name) for f in dataclasses.fields(shape) if f.name != "vision"})
     # Adam's rate goes as the root of the batch (Malladi et al. 2022), here of what rounding makes of it.
     one.optimizer.learning_rate = config.optimizer.learning_rate * growth**-r.rate_exponent * math.sqrt(rows / ideal)
     one.optimizer.warmup_steps = round(r.warmup_fraction * steps)

@@ -221,11 +221,18 @@ def _unlike(config: model.Config, wanted: Mapping[str, Any]) -> str | None:
 
 
 def to_hf(config: model.Config, dtype: str) -> dict[str, Any]:
-    """The config.json of a decoder whose weights are stored in `dtype`; of `OURS` if `inexpressible`."""
+    """The config.json of a decoder whose weights are stored in `dtype`; of `OURS` if `inexpressible`.
+
+    Raises:
+        UserError: a decoder with an image frontend, whose weights this layout has no names for.
+    """
+    if config.vision is not None:
+        raise UserError("a decoder with an image frontend can't be exported: the layout has no names for its weights")
     # Both spellings of the type and of the rotary fields: transformers 5 reads the first, 4 the second.
     common = dict(dtype=dtype, torch_dtype=dtype, vocab_size=config.vocab_size, use_cache=True)
     if inexpressible(config):
         stated = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()}
+        del stated["vision"]
         return dict(architectures=[OURS], model_type="gpt4jax", **common) | {OURS_KEY: stated}
     name, _ = _closest(config)
     common |= dict(

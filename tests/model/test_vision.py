@@ -254,7 +254,9 @@ def test_a_frozen_vit_gets_no_gradient_and_does_not_decay():
     grads = jax.grad(lambda p: jnp.sum(model.apply(config, p, tokens, segment_ids_bt=segments, images=images) ** 2))(
         params
     )
-    size = {group: max(float(jnp.abs(g).max()) for g in grads[group].values()) for group in VISION_GROUPS}
+    size = {
+        group: max(float(jnp.abs(g).max()) for g in grads[group].values()) for group in VISION_GROUPS if group in grads
+    }
     assert size["vision"] == size["vision_layers"] == 0
     assert min(size["resampler"], size["resampler_layers"], size["projector"]) > 0
     assert not any(row.decay for row in table(config) if row.group in ("vision", "vision_layers"))
