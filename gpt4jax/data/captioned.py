@@ -56,7 +56,7 @@ def of(name: str, cache_dir: pathlib.Path) -> list[Captioned]:
     if kind == "emoji":
         return emoji(rest, cache_dir)
     if kind == "captioned" and rest:
-        return folder(pathlib.Path(rest).expanduser())
+        return own(pathlib.Path(rest).expanduser())
     raise UserError(f"{name!r} names no captioned images: it must be emoji:google, emoji:twitter or captioned:FOLDER")
 
 
@@ -107,6 +107,11 @@ def names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if twice := sorted(caption for caption, n in collections.Counter(captions.values()).items() if n > 1):
         raise UserError(f"several emoji have the caption {', '.join(twice)}")
     return captions
+
+
+def own(path: pathlib.Path) -> list[Captioned]:
+    """The captioned images of a `folder`, or of a list (`jsonl`)."""
+    return jsonl(path) if path.is_file() else folder(path)
 
 
 def folder(path: pathlib.Path) -> list[Captioned]:

@@ -286,7 +286,7 @@ def _of_files(kind: str, path: pathlib.Path, cache_dir: pathlib.Path) -> tfds.co
 
 def documents_of(kind: str, path: pathlib.Path) -> Iterator[Document]:
     """The documents of a folder with captions ("captioned"), or of a JSONL file ("interleaved")."""
-    return _captions(captioned.folder(path)) if kind == "captioned" else jsonl(path)
+    return _captions(captioned.own(path)) if kind == "captioned" else jsonl(path)
 
 
 def _captions(images: Sequence[captioned.Captioned]) -> Iterator[Document]:
