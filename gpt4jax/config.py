@@ -83,6 +83,7 @@ def default() -> ml_collections.ConfigDict:
     v.class_token = False  # a token for the whole image, as CLIP has it
     v.resampler_layers = 2  # of the resampler
     v.resampler_len = 64  # tokens that it makes of an image
+    v.patch_norm = True  # patches are normalised before and after their projection; False: as CLIP has it
     v.frozen = False  # the ViT stays as it is
     v.clip_dim = 0  # contrastive training (CLIP) in so many dimensions, the decoder being the text's tower; 0: none
 

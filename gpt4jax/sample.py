@@ -10,7 +10,7 @@ import io
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from gpt4jax import job, signals
 from gpt4jax.errors import UserError
@@ -32,6 +32,11 @@ def main(argv: Sequence[str]) -> int:
         type=pathlib.Path,
         help="for each <|image|> in the prompt, in their order",
     )
+    parser.add_argument(
+        "--rationale",
+        metavar="TEXT",
+        help="answer in two stages: what follows the images and this text is said first (to stderr), then the answer",
+    )
     parser.add_argument("--system", help="the system message of a chat")
     parser.add_argument("--chat_template", type=pathlib.Path, help="a file with a Jinja template, for a chat")
     parser.add_argument("--max_tokens", type=int, help="of a text or an answer, at most (default 128; chat: 512)")
@@ -49,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     if not flags.chat and (flags.system is not None or flags.chat_template or flags.max_len):
         parser.error("--system, --chat_template and --max_len are for --chat")
-    if flags.chat and flags.image:
-        parser.error("--image is for --prompt")
+    if flags.chat and (flags.image or flags.rationale is not None):
+        parser.error("--image and --rationale are for --prompt")
     if flags.max_tokens is None:
         flags.max_tokens = 512 if flags.chat else 128
     settings = {name: getattr(flags, name) for name in _SETTINGS}
@@ -82,16 +87,18 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Streams a text's continuation."""
     from gpt4jax.data import images
     from gpt4jax.inference import images as of_images
+    from gpt4jax.inference import two_stage
     from gpt4jax.inference.request import Request
 
+    text = flags.prompt if flags.rationale is None else two_stage.first_prompt(flags.prompt, flags.rationale)
     try:
-        flags.prompt.encode()
+        (flags.prompt + text).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no UTF-8 text: {flags.prompt!r}") from error
     pictures = [images.read(path) for path in flags.image]  # before a model is loaded for them
     loaded, tokenizer = _load(flags)
     vision = loaded.config.vision
-    ids, given = of_images.prompt(tokenizer, vision, flags.prompt, pictures)
+    ids, given = of_images.prompt(tokenizer, vision, text, pictures)
     if not ids:
         raise UserError(f"the prompt is empty, and {loaded.source} has no token that starts a text: give it a word")
     for path, picture in zip(flags.image, pictures, strict=True):
@@ -100,8 +107,20 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
             job.say(f"{path}: {old} pixels are more than the model takes ({vision.max_patches} patches of "
                     f"{vision.patch_size}^2): made {size[1]} x {size[0]}")  # fmt: skip
     request = Request(ids, images=given, **settings)
+    length = len(ids) + request.max_tokens
+    if flags.rationale is not None:
+        length += len(tokenizer.encode(f"\n{flags.prompt}")) + request.max_tokens
+    engine = _engine(flags, loaded, length)
     with signals.StopRequest() as stop:
-        _write(_engine(flags, loaded, len(request.prompt) + request.max_tokens).stream(request), stop)
+        if flags.rationale is not None:
+            said = _write(engine.stream(request), stop, sys.stderr)
+            job.say("")
+            ids, given = of_images.prompt(
+                tokenizer, vision, two_stage.second_prompt(flags.prompt, flags.rationale, said), pictures
+            )
+            request = Request(ids, images=given, **settings)
+        if stop.received is None:
+            _write(engine.stream(request), stop)
     print(flush=True)
     return _status(stop)
 
@@ -187,12 +206,12 @@ def _at_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _write(events, stop: signals.StopRequest) -> str:
-    """Writes a text as it comes, up to its end or a signal, and gives it."""
-    text = ""
+def _write(events, stop: signals.StopRequest, stream: TextIO | None = None) -> str:
+    """Writes a text to stdout (or another stream) as it comes, up to its end or a signal, and gives it."""
+    text, stream = "", stream or sys.stdout
     for event in events:
-        sys.stdout.write(event.text)
-        sys.stdout.flush()
+        stream.write(event.text)
+        stream.flush()
         text += event.text
         if stop.received is not None:
             events.close()

@@ -38,7 +38,7 @@ def home(tmp_path_factory):
 
 def test_a_run_counts_answers_with_and_without_images(home):
     last = metrics.read(home / "run")[-1]
-    tasks = ("chart_value", "chart_compare", "chart_sum", "read_text", "scene_colour", "scene_count", "scene_relation")
+    tasks = ("chart_value", "chart_compare", "chart_sum", "read_text", "scene_shape", "scene_count", "scene_relation")
     for task in tasks:
         assert 0 <= last[f"eval/{task}/accuracy"] <= 1 and 0 <= last[f"eval/{task}/accuracy_blind"] <= 1
     assert last["eval/heldout/loss"] > 0

@@ -23,10 +23,17 @@ from gpt4jax.model.vision_config import VisionConfig
 
 
 class Text(NamedTuple):
-    """A text; of an evaluation, with a `task` it is the answer that the model is to give there."""
+    """A text; of an evaluation, with a `task` it is the answer that the model is to give there.
+
+    What is `given`, such as a question, stands there to be read: the loss does not count it.
+    """
 
     text: str
     task: str = ""
+    given: bool = False
+
+
+RATIONALE = "description"  # the task of a text on which the answers after it in its document rest
 
 
 class Picture(NamedTuple):
@@ -42,8 +49,15 @@ class Document(NamedTuple):
     parts: tuple[Text | Picture, ...]
 
     def blind(self) -> "Document":
-        """The same without its images."""
-        return self._replace(parts=tuple(part for part in self.parts if isinstance(part, Text)))
+        """The same without its images, and without a rationale and what is given to ask for it."""
+        kept: list[Text | Picture] = []
+        for part in self.parts:
+            if isinstance(part, Text) and part.task == RATIONALE:
+                if kept and isinstance(kept[-1], Text) and kept[-1].given:
+                    kept.pop()
+            elif isinstance(part, Text):
+                kept.append(part)
+        return self._replace(parts=tuple(kept))
 
 
 class Tokens(NamedTuple):
@@ -52,39 +66,48 @@ class Tokens(NamedTuple):
     Attributes:
         ids: of all its parts, without the end of text before and after it.
         answers: (first, end, task) in `ids`.
+        given: (first, end) in `ids` of what is not learnt.
         spans: (first, end) in `ids` of each image, its beginning's and its end's token included.
         grids: rows and columns of patches of each image.
     """
 
     ids: np.ndarray
     answers: tuple[tuple[int, int, str], ...]
+    given: tuple[tuple[int, int], ...]
     spans: tuple[tuple[int, int], ...]
     grids: tuple[tuple[int, int], ...]
 
 
-def tokenize(document: Document, tokenizer: Tokenizer, vision: VisionConfig) -> Tokens:
-    """The tokens of a document, for a tokenizer with images (`tokenizer.with_images`).
+def tokenize(documents: Sequence[Document], tokenizer: Tokenizer, vision: VisionConfig) -> list[Tokens]:
+    """The tokens of documents, for a tokenizer with images (`tokenizer.with_images`).
 
     Raises:
         UserError: an image that can't be read.
     """
+    texts = [part.text for document in documents for part in document.parts if isinstance(part, Text)]
+    encoded = iter(tokenizer.encode_batch(texts))
+    return [_with_images(document, encoded, tokenizer, vision) for document in documents]
+
+
+def _with_images(document: Document, texts: Iterator[list[int]], tokenizer: Tokenizer, vision: VisionConfig) -> Tokens:
     begin, patch, end = (tokenizer.special[name] for name in (IMAGE, PATCH, END_OF_IMAGE))
-    texts = iter(tokenizer.encode_batch([part.text for part in document.parts if isinstance(part, Text)]))
     ids: list[int] = []
-    answers, spans, grids = [], [], []
+    answers, given, spans, grids = [], [], [], []
     for part in document.parts:
         first = len(ids)
         if isinstance(part, Text):
             ids += next(texts)
             if part.task:
                 answers.append((first, len(ids), part.task))
+            if part.given:
+                given.append((first, len(ids)))
             continue
         height, width = images.size(part.data, document.key)
         rows, columns = images.grid(height, width, vision.patch_size, vision.max_patches)
         ids += [begin, *[patch] * vision.image_len(rows * columns), end]
         spans.append((first, len(ids)))
         grids.append((rows, columns))
-    return Tokens(np.array(ids, np.int32), tuple(answers), tuple(spans), tuple(grids))
+    return Tokens(np.array(ids, np.int32), tuple(answers), tuple(given), tuple(spans), tuple(grids))
 
 
 class Room(NamedTuple):
@@ -145,11 +168,18 @@ class Plan(NamedTuple):
 
 
 def pack(found: Sequence[Piece], room: Room) -> Plan:
-    """Pieces put into rows, longest first, each into the fullest row that has room for all of it."""
+    """Pieces put into rows, each into the fullest row that has room for all of it.
+
+    Those longer than a quarter of a row come first, the longest before all; the others by chance, or a row would have
+    but pieces of one length, which is often to say of one kind, and a batch of a few rows no mixture.
+    """
     if not found:
         return Plan(np.zeros((0, 6), np.int64), np.zeros(1, np.int64))
     pieces_p6 = np.array(found, np.int64)
-    rows = best_fit(pieces_p6[:, 2], room.tokens, (pieces_p6[:, [3, 5]], (room.patches, room.images)))
+    lengths = pieces_p6[:, 2]
+    chance = np.random.default_rng(len(found)).permutation(len(found))
+    order = np.lexsort((chance, -np.where(4 * lengths > room.tokens, lengths, 0)))
+    rows = best_fit(lengths, room.tokens, (pieces_p6[:, [3, 5]], (room.patches, room.images)), order)
     order = [piece for row in rows for piece in row]
     return Plan(pieces_p6[order], np.cumsum([0, *map(len, rows)]))
 
@@ -163,7 +193,8 @@ class InterleavedRows:
         vision: the frontend that the rows are for.
         room: of a row.
         plan_path: where the plan is kept, under a name that changes with all that it depends on.
-        answers: whether rows say where answers are: then `tasks` has the task of each by its number less one.
+        answers: whether rows say where answers are: then `tasks` has the task of each by its number less one, and
+            `rests_on` the number of the rationale before it in its document, without which it is not right; 0: none.
     """
 
     def __init__(
@@ -187,18 +218,18 @@ class InterleavedRows:
             found: list[Piece] = []
             tasks: list[str] = []
             offsets = [0]
-            for number in range(len(documents)):
-                document = documents[number]
-                tokens = tokenize(document, tokenizer, vision)
-                found += pieces(number, tokens, room, document.key)
-                tasks += [task for *_, task in tokens.answers]
-                offsets.append(len(tasks))
-                if number % 1000 == 999:
-                    progress(number + 1, len(documents))
+            for first in range(0, len(documents), _TOGETHER):
+                some = [documents[i] for i in range(first, min(first + _TOGETHER, len(documents)))]
+                for number, tokens in enumerate(tokenize(some, tokenizer, vision), first):
+                    found += pieces(number, tokens, room, some[number - first].key)
+                    tasks += [task for *_, task in tokens.answers]
+                    offsets.append(len(tasks))
+                progress(first + len(some), len(documents))
             self._plan, texts, self._answer_offsets = pack(found, room), np.array(tasks, str), np.array(offsets)
             if plan_path is not None:
                 _keep(plan_path, self._plan, texts, self._answer_offsets)
         self.tasks: tuple[str, ...] = tuple(texts) if answers else ()
+        self.rests_on = _rests_on(self.tasks, self._answer_offsets)
         self._answers = answers
 
     def __len__(self) -> int:
@@ -217,7 +248,9 @@ class InterleavedRows:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One row: tokens, targets, segment_ids, positions and bytes as text rows have them, int32 (T,), and images.
 
-        Those are patches uint8 (P, C); image, row and column int32 (P,); image_ids int32 (I,), as `vision.Images`.
+        A target that is not learnt is the patches' token, which counts in no loss.
+
+        Images are patches uint8 (P, C); image, row and column int32 (P,); image_ids int32 (I,), as `vision.Images`.
         With answers also int32 (T,): the number of the answer that a target belongs to, from 1; 0: none.
         """
         index = index if index >= 0 else index + len(self)
@@ -238,13 +271,16 @@ class InterleavedRows:
         stream = np.concatenate([[self._tokenizer.end], document.ids, [self._tokenizer.end]])
         here = slice(at, at + piece.length)
         row["tokens"][here] = stream[piece.start : piece.start + piece.length]
-        row["targets"][here] = targets = stream[piece.start + 1 : piece.start + piece.length + 1]
+        targets = stream[piece.start + 1 : piece.start + piece.length + 1].copy()
+        for first, last in document.given:  # pair i has token i as its target
+            targets[max(0, first - piece.start) : max(0, last - piece.start)] = self._vision.image_token
+        row["targets"][here] = targets
         row["segment_ids"][here] = segment
         row["positions"][here] = np.arange(piece.length)
         row["bytes"][here] = self._token_bytes[targets]
         if self._answers:
             for number, (first, last, _) in enumerate(document.answers, 1 + self._answer_offsets[piece.document]):
-                if first >= piece.start and last <= piece.start + piece.length:  # pair i has token i as its target
+                if first >= piece.start and last <= piece.start + piece.length:
                     row["answers"][at + first - piece.start : at + last - piece.start] = number
 
     def _write_images(self, row: dict[str, np.ndarray], piece: Piece, at: int, number: int) -> None:
@@ -258,7 +294,15 @@ class InterleavedRows:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 # lives as long as the rows do; a document's pieces are read together
     def _document(self, number: int) -> Tokens:
-        return tokenize(self._documents[number], self._tokenizer, self._vision)
+        return tokenize([self._documents[number]], self._tokenizer, self._vision)[0]
+
+
+def _rests_on(tasks: Sequence[str], offsets: np.ndarray) -> np.ndarray:
+    """For each answer the number, from 1, of its document's last rationale before it; 0: none."""
+    of_document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[: len(tasks)]
+    numbers = np.where(np.array(tasks, str) == RATIONALE, np.arange(1, len(tasks) + 1), 0)
+    last = np.maximum.accumulate(np.concatenate([[0], numbers]))[:-1].astype(np.int64)  # before each, of any document
+    return np.where(last > offsets[:-1][of_document], last, 0) if len(tasks) else np.zeros(0, np.int64)
 
 
 def write_image(row: dict[str, np.ndarray], vision: VisionConfig, image_hwc: np.ndarray, at: int, number: int) -> int:
@@ -290,7 +334,8 @@ def plan_path(folder: pathlib.Path, tokenizer: Tokenizer, vision: VisionConfig, 
     return folder / f"{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
-_FORMAT = 1  # of plans; a change makes new ones
+_TOGETHER = 256  # documents that are tokenized at once
+_FORMAT = 2  # of plans; a change makes new ones
 
 
 def _keep(path: pathlib.Path, plan: Plan, tasks: np.ndarray, answer_offsets: np.ndarray) -> None:

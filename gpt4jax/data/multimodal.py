@@ -1,7 +1,7 @@
 """Data sets of text and images by name: TFDS builders for drawn pictures, captions and the user's own, and mixes.
 
 Each ends as records {"key", "parts", "images"} in ArrayRecord files that TFDS prepared: `parts` is JSON, a list of
-[text], [text, task] and null for the next image.
+a text's [text, task, given] and null for the next image.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from gpt4jax.data.text import TextData
 from gpt4jax.errors import UserError
 from gpt4jax.model.vision_config import VisionConfig
 
-EVAL_PICTURES = 2000  # that are drawn for evaluation
+EVAL_PICTURES = 1500  # that are drawn for evaluation
 MARKER = tokenizer.IMAGE
 KINDS = "rendered:COUNT, emoji:google, emoji:twitter, captioned:FOLDER, interleaved:FILE.jsonl"
 
@@ -53,17 +53,17 @@ class Rendered(ImageText):
     def documents(self, evaluation: bool) -> Iterator[Document]:
         """So many pictures, or those for evaluation, none of which training shows.
 
-        In training every other picture is described instead of asked about, and one of 20 is asked about unseen: so
-        the model knows what is likely, and a blind answer is a guess.
+        A picture of several things is described before it is asked about: the answers rest on what the model says it
+        sees. Questions are given. In training one picture of 20 is asked about unseen: a blind answer is then a guess.
         """
         count = EVAL_PICTURES if evaluation else int(self.builder_config.root)
         for i, picture in enumerate(rendered.pictures(0, count, evaluation)):
             said: list[Text] = []
-            if i % 2 and not evaluation:
-                said.append(Text(f"{picture.description}\n"))
-            else:
-                for one in picture.questions:
-                    said += [Text(f"{one.question}\n"), Text(f"{one.answer}\n", one.task)]
+            if picture.kind != "word":  # of a word there is no more to say than what is asked
+                description = Text(f"{picture.description}\n", interleaved.RATIONALE)
+                said += [Text(f"{rendered.DESCRIBE}\n", given=True), description]
+            for one in picture.questions:
+                said += [Text(f"{one.question}\n", given=True), Text(f"{one.answer}\n", one.task)]
             document = Document(f"{picture.kind} {i}", (Picture(png(picture.pixels_hwc)), *said))
             yield document.blind() if i % 20 == 0 and not evaluation else document
 
@@ -98,7 +98,7 @@ class Interleaved(CaptionedFolder):
 def png(pixels_hwc: np.ndarray) -> bytes:
     """Pixels as a PNG file."""
     out = io.BytesIO()
-    Image.fromarray(pixels_hwc).save(out, "PNG")
+    Image.fromarray(pixels_hwc).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
@@ -139,10 +139,7 @@ def jsonl(path: pathlib.Path) -> Iterator[Document]:
 
 
 def _record(document: Document) -> dict[str, Any]:
-    parts = [
-        None if isinstance(part, Picture) else [part.text, part.task] if part.task else [part.text]
-        for part in document.parts
-    ]
+    parts = [None if isinstance(part, Picture) else part for part in document.parts]
     pictures = [part.data for part in document.parts if isinstance(part, Picture)]
     return {"key": document.key, "parts": json.dumps(parts), "images": pictures}
 
@@ -336,28 +333,33 @@ def load(
 
     tok = tokenizer.with_images(tokenizer.get(options.tokenizer, cache_dir, train_texts, source.fingerprint))
     check_tokenizer(tok, vision, vocab_size)
-    room = Room(
-        options.seq_len, options.row_patches or options.seq_len, options.row_images or max(1, options.seq_len // 32)
-    )
+    space = room(options)
     folder = cache_dir / "interleaved" / source.fingerprint[:16]
     facts: dict[str, Any] = {"dataset": options.dataset, "fingerprint": source.fingerprint, "tokenizer": tok.name}
     facts["tokenizer_fingerprint"] = tok.fingerprint
     rows: dict[str, InterleavedRows] = {}
     for split, documents in source.splits.items():
-        path = interleaved.plan_path(folder, tok, vision, room, split)
-        rows[split] = InterleavedRows(documents, tok, vision, room, path, answers=split == "eval")
+        path = interleaved.plan_path(folder, tok, vision, space, split)
+        rows[split] = InterleavedRows(documents, tok, vision, space, path, answers=split == "eval")
         facts[split] = {"documents": len(documents), "rows": len(rows[split])}
         say(
-            f"{options.dataset} {split}: {len(documents):,} documents, {len(rows[split]):,} rows of {room.tokens} "
-            f"tokens of {tok.name} ({rows[split].padding:.1%} padding) and {room.patches} patches "
+            f"{options.dataset} {split}: {len(documents):,} documents, {len(rows[split]):,} rows of {space.tokens} "
+            f"tokens of {tok.name} ({rows[split].padding:.1%} padding) and {space.patches} patches "
             f"({rows[split].patch_padding:.0%} padding)"
         )
     asked: dict[str, RandomAccess[dict[str, np.ndarray]]] = {}
     if rows["eval"].tasks:
         blind = Blind(source.splits["eval"])
-        path = interleaved.plan_path(folder, tok, vision, room, "blind")
-        asked = {"": rows["eval"], "_blind": InterleavedRows(blind, tok, vision, room, path, answers=True)}
+        path = interleaved.plan_path(folder, tok, vision, space, "blind")
+        asked = {"": rows["eval"], "_blind": InterleavedRows(blind, tok, vision, space, path, answers=True)}
     return TextData(tok, rows, {}, facts, asked)
+
+
+def room(options: Any) -> Room:
+    """What a row of the group `data` of a config has room for."""
+    return Room(
+        options.seq_len, options.row_patches or options.seq_len, options.row_images or max(1, options.seq_len // 32)
+    )
 
 
 def _spread(documents: Sequence[Document]) -> Iterator[Document]:

@@ -56,14 +56,19 @@ LOOKED_AT = 32  # bins of one room that are asked whether they have room for the
 
 
 def best_fit(
-    lengths: np.ndarray, capacity: int, also: tuple[np.ndarray, tuple[int, ...]] | None = None
+    lengths: np.ndarray,
+    capacity: int,
+    also: tuple[np.ndarray, tuple[int, ...]] | None = None,
+    order: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Bins of indices whose lengths sum to at most `capacity`: longest first, each into the fullest bin it fits.
 
     Lengths of 0 go nowhere. O(n capacity) at worst, and the same bins on every machine.
 
-    `also` has other sizes (n, m) of what has the lengths, and the m capacities of a bin for them.
+    `also` has other sizes (n, m) of what has the lengths, and the m capacities of a bin for them. `order` has the
+    indices in the order to put them; longest first leaves the least room, and puts what is alike together.
     """
+    order = np.argsort(-lengths, kind="stable") if order is None else order
     others = None if also is None else also[0].tolist()
     left: list[list[int]] = []  # of the other capacities, in each bin
 
@@ -81,10 +86,10 @@ def best_fit(
 
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins with exactly so much room, as stacks
-    for index in np.argsort(-lengths, kind="stable").tolist():
+    for index in order.tolist():
         length = int(lengths[index])
         if length == 0:
-            break
+            continue
         found = find(index, length)
         if found is None:
             bins.append([])

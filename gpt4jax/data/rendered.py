@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-HELD_OUT_PERCENT = 5
+HELD_OUT_PERCENT = 10
 TASKS = (
-    "chart_value", "chart_compare", "chart_sum", "read_text", "scene_colour", "scene_count", "scene_relation",
+    "chart_value", "chart_compare", "chart_sum", "read_text", "scene_shape", "scene_count", "scene_relation",
 )  # fmt: skip
 LETTERS = "ABCDEFGHKL"  # of a chart's bars
 ALPHABET = "ABCDEFGHKLMNPRSTUVXYZ234679"  # of words: no two that look alike
@@ -23,7 +23,11 @@ COLOURS = {
     "purple": (140, 60, 180),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
-UNIT = 4  # pixels of a chart's value of one
+DESCRIBE = "Describe it."
+SEEN = "seen: "  # begins what is said of a picture of several things
+UNIT = 3  # pixels of a chart's value of one
+CELLS = "abcdefghi"  # of a scene, row by row
+_FLOOR = 30  # pixels from above: where bars stand
 CELL = 16  # pixels of a place in a scene, of a letter in a word, and of a bar in a chart
 BARS = 4
 _NAMES = tuple(COLOURS)
@@ -76,6 +80,11 @@ class Thing(NamedTuple):
     off: tuple[int, int]
 
     @property
+    def cell(self) -> str:
+        """The letter of its cell."""
+        return CELLS[3 * self.row + self.column]
+
+    @property
     def name(self) -> str:
         """As questions call it."""
         return f"{self.colour} {self.shape}"
@@ -110,30 +119,32 @@ def spec_of(rng: np.random.Generator) -> Spec:
 
 
 def _chart(rng: np.random.Generator) -> Chart:
-    letters = "".join(rng.choice(list(LETTERS), BARS, replace=False))
-    values = tuple(rng.integers(1, 10, BARS).tolist())
-    left = tuple((CELL * np.arange(BARS) + 3 + rng.integers(-2, 3, BARS)).tolist())
-    return Chart(letters, values, tuple(rng.choice(_NAMES, BARS).tolist()), left)
+    letters = "".join(_pick(rng, LETTERS, BARS))
+    values, offsets, colours = rng.integers([[1], [-2], [0]], [[10], [3], [len(_NAMES)]], (3, BARS)).tolist()
+    left = tuple(CELL * i + 3 + offset for i, offset in enumerate(offsets))
+    return Chart(letters, tuple(values), tuple(_NAMES[i] for i in colours), left)
 
 
 def _word(rng: np.random.Generator) -> Word:
-    text = "".join(rng.choice(list(ALPHABET), rng.integers(3, 6)))
-    red, green, blue = rng.integers(220, 256, 3).tolist()
-    return Word(text, (int(rng.integers(-2, 3)), int(rng.integers(-1, 2))), (red, green, blue))
+    text = "".join(ALPHABET[i] for i in rng.integers(0, len(ALPHABET), rng.integers(3, 6)).tolist())
+    x, y, red, green, blue = rng.integers((-2, -1, 220, 220, 220), (3, 2, 256, 256, 256)).tolist()
+    return Word(text, (x, y), (red, green, blue))
 
 
 def _scene(rng: np.random.Generator) -> Scene:
-    cells = sorted(rng.choice(9, rng.integers(3, 6), replace=False).tolist())
-    few = rng.choice(_NAMES, 3, replace=False)  # few colours, so that several things share one
-    offsets = rng.integers(-1, 2, (len(cells), 2)).tolist()
-    things = []
-    for cell, (dx, dy) in zip(cells, offsets, strict=True):
-        things.append(Thing(cell // 3, cell % 3, str(rng.choice(few)), str(rng.choice(SHAPES)), (dx, dy)))
-    return Scene(tuple(things))
+    cells = sorted(_pick(rng, range(9), int(rng.integers(3, 6))))
+    few = _pick(rng, _NAMES, 3)  # few colours, so that several things share one
+    drawn = rng.integers((-1, -1, 0, 0), (2, 2, len(few), len(SHAPES)), (len(cells), 4)).tolist()
+    return Scene(
+        tuple(
+            Thing(cell // 3, cell % 3, few[colour], SHAPES[shape], (dx, dy))
+            for cell, (dx, dy, colour, shape) in zip(cells, drawn, strict=True)
+        )
+    )
 
 
 def held_out(spec: Spec) -> bool:
-    """Whether a picture is for evaluation: 5 of 100 hashes of what is in it."""
+    """Whether a picture is for evaluation: 10 of 100 hashes of what is in it."""
     digest = hashlib.sha256(repr((type(spec).__name__, spec.contents)).encode()).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
@@ -141,15 +152,20 @@ def held_out(spec: Spec) -> bool:
 def picture(seed: int, index: int) -> Picture:
     """A picture with its questions, held out or not."""
     rng = np.random.default_rng((seed, index))
-    return _complete(spec_of(rng), rng)
+    return _complete(spec_of(rng), rng, 1)
 
 
-def _complete(spec: Spec, rng: np.random.Generator) -> Picture:
-    return Picture(type(spec).__name__.lower(), draw(spec), describe(spec), ask(spec, rng))
+def _complete(spec: Spec, rng: np.random.Generator, rounds: int) -> Picture:
+    """With the questions of so many rounds, none of them twice."""
+    asked = {one.question: one for _ in range(rounds) for one in ask(spec, rng)}
+    return Picture(type(spec).__name__.lower(), draw(spec), describe(spec), tuple(asked.values()))
 
 
 def pictures(seed: int, count: int, evaluation: bool) -> Iterator[Picture]:
-    """The first `count` pictures of a seed that are held out, or that are not."""
+    """The first `count` pictures of a seed that are held out, or that are not.
+
+    Those that are not have the questions of two rounds: some of their answers can be had from others.
+    """
     found = index = 0
     while found < count:
         rng = np.random.default_rng((seed, index))
@@ -157,7 +173,7 @@ def pictures(seed: int, count: int, evaluation: bool) -> Iterator[Picture]:
         index += 1
         if held_out(spec) == evaluation:
             found += 1
-            yield _complete(spec, rng)
+            yield _complete(spec, rng, 1 if evaluation else 2)
 
 
 @lru_cache
@@ -171,11 +187,11 @@ def draw(spec: Spec) -> np.ndarray:
         image = Image.new("RGB", (64, 48), "white")
         pen = ImageDraw.Draw(image)
         for value in (3, 6, 9):
-            pen.line((0, 39 - UNIT * value, 63, 39 - UNIT * value), fill=(215, 215, 215))
+            pen.line((0, _FLOOR - UNIT * value, 63, _FLOOR - UNIT * value), fill=(215, 215, 215))
         for letter, value, colour, left in zip(*spec, strict=True):
-            pen.rectangle((left, 40 - UNIT * value, left + 9, 39), fill=COLOURS[colour])
-            pen.text((left + 5, 48), letter, fill="black", font=_font(9), anchor="ms")
-        pen.line((0, 39, 63, 39), fill="black")
+            pen.rectangle((left, _FLOOR + 1 - UNIT * value, left + 9, _FLOOR), fill=COLOURS[colour])
+            pen.text((left + 5, 46), letter, fill="black", font=_font(15), anchor="ms")
+        pen.line((0, _FLOOR, 63, _FLOOR), fill="black")
     elif isinstance(spec, Word):
         image = Image.new("RGB", (5 * CELL, CELL), spec.ground)
         x, y = spec.place
@@ -192,11 +208,11 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing) -> None:
     x, y = CELL * thing.column + CELL // 2 + thing.off[0], CELL * thing.row + CELL // 2 + thing.off[1]
     fill = COLOURS[thing.colour]
     if thing.shape == "circle":
-        pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=fill)
+        pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=fill)
     elif thing.shape == "square":
-        pen.rectangle((x - 5, y - 5, x + 5, y + 5), fill=fill)
+        pen.rectangle((x - 6, y - 6, x + 6, y + 6), outline=fill, width=3)
     elif thing.shape == "triangle":
-        pen.polygon(((x, y - 6), (x - 6, y + 5), (x + 6, y + 5)), fill=fill)
+        pen.polygon(((x, y - 6), (x - 6, y + 6), (x + 6, y + 6)), fill=fill)
     else:
         pen.rectangle((x - 1, y - 6, x + 1, y + 6), fill=fill)
         pen.rectangle((x - 6, y - 1, x + 6, y + 1), fill=fill)
@@ -207,9 +223,13 @@ def describe(spec: Spec) -> str:
     if isinstance(spec, Word):
         return spec.text
     if isinstance(spec, Chart):
-        return " ".join(f"{letter}{value}" for letter, value in zip(spec.letters, spec.values, strict=True))
-    at = {(thing.row, thing.column): thing.name for thing in spec.things}
-    return "\n".join(" ".join(at.get((row, column), "none") for column in range(3)) for row in range(3))
+        return SEEN + " ".join(_bar(letter, value) for letter, value in zip(spec.letters, spec.values, strict=True))
+    at = {thing.cell: thing.name for thing in spec.things}
+    return SEEN + " ".join(f"{cell} {at.get(cell, 'none')}" for cell in CELLS)
+
+
+def _bar(letter: str, value: int) -> str:
+    return f"{letter}{value}"
 
 
 def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
@@ -220,13 +240,13 @@ def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
 
 
 def _ask_chart(spec: Chart, rng: np.random.Generator) -> tuple[Question, ...]:
-    """Two bars' values, the higher one of two, and the sum of the others, its way there first (report, appendix G).
+    """Two bars' values, the higher one of two, and the sum of the others.
 
-    An answer is not to be had from those before it.
+    Answers come with their way there, step by step (report, appendix G), and are not to be had from those before them.
     """
     value = dict(zip(spec.letters, spec.values, strict=True))
     a, b, c, d = _pick(rng, spec.letters, BARS)
-    found = [Question("chart_value", f"What is {one}?", str(value[one])) for one in (a, b)]
+    found = [Question("chart_value", f"What is {one}?", SEEN + _bar(one, value[one])) for one in (a, b)]
     unequal = [
         (one, other)
         for one in spec.letters
@@ -235,22 +255,23 @@ def _ask_chart(spec: Chart, rng: np.random.Generator) -> tuple[Question, ...]:
     ]
     for one, other in _pick(rng, unequal, 1):
         higher = one if value[one] > value[other] else other
-        found.append(Question("chart_compare", f"Is {one} or {other} higher?", higher))
-    reasons = f"{value[c]}+{value[d]}={value[c] + value[d]}"
+        reasons = f"{SEEN}{_bar(one, value[one])} {_bar(other, value[other])} {higher}"
+        found.append(Question("chart_compare", f"Is {one} or {other} higher?", reasons))
+    reasons = f"{SEEN}{_bar(c, value[c])} {_bar(d, value[d])} {value[c]}+{value[d]}={value[c] + value[d]}"
     return (*found, Question("chart_sum", f"What is {c} plus {d}?", reasons))
 
 
 def _pick(rng: np.random.Generator, among: Sequence, count: int) -> list:
     """Up to `count` different ones."""
-    return [among[i] for i in rng.permutation(len(among))[:count]]
+    return [among[i] for i in rng.permutation(len(among))[:count].tolist()]
 
 
 def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
-    """The colour of the only thing of its shape, what lies beside a thing or two, and how many have a colour."""
-    shapes = [thing.shape for thing in spec.things]
-    single = [thing for thing in spec.things if shapes.count(thing.shape) == 1]
+    """The shape of the only thing of its colour, what lies beside a thing or two, and how many have a colour."""
+    colours = [thing.colour for thing in spec.things]
+    single = [thing for thing in spec.things if colours.count(thing.colour) == 1]
     found = [
-        Question("scene_colour", f"What colour is the {thing.shape}?", thing.colour) for thing in _pick(rng, single, 1)
+        Question("scene_shape", f"What shape is {thing.colour}?", SEEN + thing.name) for thing in _pick(rng, single, 1)
     ]
     names = [thing.name for thing in spec.things]
     at = {(thing.row, thing.column): thing for thing in spec.things}
@@ -263,7 +284,11 @@ def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
     # Of two things beside each other only one is asked about: its answer would tell the other's.
     pairs = {frozenset(pair): (side, *pair) for side, *pair in _pick(rng, beside, len(beside))}
     for side, thing, other in _pick(rng, list(pairs.values()), 2):
-        found.append(Question("scene_relation", f"What is {side} the {thing.name}?", other.name))
+        found.append(
+            Question(
+                "scene_relation", f"What is {side} the {thing.name}?", f"{SEEN}{thing.name} {other.cell} {other.name}"
+            )
+        )
     return (*found, *_ask_counts(spec, rng, max(1, 3 - len(found))))
 
 
@@ -279,5 +304,6 @@ def _ask_counts(spec: Scene, rng: np.random.Generator, questions: int) -> list[Q
         wanted = int(rng.choice(counts, p=weights / weights.sum()))
         (colour,) = _pick(rng, [name for name in left if colours.count(name) == wanted], 1)
         left.remove(colour)
-        found.append(Question("scene_count", f"How many are {colour}?", str(wanted)))
+        cells = " ".join(thing.cell for thing in spec.things if thing.colour == colour) or "none"
+        found.append(Question("scene_count", f"How many are {colour}?", f"{SEEN}{cells} {wanted}"))
     return found

@@ -14,7 +14,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "positions": (),
-    "patch": (),
+    "patch": (),  # pixels of a patch, or its levels
     "head_dim": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),

@@ -213,6 +213,11 @@ def _vision(config: Config) -> list[Parameter]:
         _of_images("vision", "row_td", (vision.max_patches, width), ("positions", "embed"), std),
         _of_images("vision", "column_td", (vision.max_patches, width), ("positions", "embed"), std),
     ]
+    if vision.patch_norm:
+        rows += [
+            _of_images("vision", "level_cd", (2, width), ("patch", "embed"), config.init_std),
+            _of_images("vision", "patch_norm_d", (width,), ("norm",), fill=0.3),
+        ]
     if not vision.encoder:
         return rows
     if vision.class_token:

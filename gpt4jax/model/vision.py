@@ -27,6 +27,8 @@ from gpt4jax.model.config import Config, encoder
 from gpt4jax.model.layers import Rows
 from gpt4jax.model.vision_config import VisionConfig
 
+_CONTRAST = 0.05  # of pixels from -1 to 1: what differs less is not made as large as what differs more
+
 
 class Images(NamedTuple):
     """The images of a batch's rows.
@@ -110,11 +112,25 @@ def embed(config: Config, params: Any, images: Images) -> Embeddings:
 
 
 def _patches(config: Config, vision: VisionConfig, p: Any, images: Images) -> jax.Array:
-    """Patches projected, with the embeddings of their row and of their column (NaViT's factorised ones) added."""
+    """Patches projected, with the embeddings of their row and of their column (NaViT's factorised ones) added.
+
+    With `patch_norm` a patch is normalised before and after (Kumar et al. 2023, "Dual PatchNorm"): most of its values
+    are the same ground, in whose direction gradients would move the kernel and hardly in another's. What the first norm
+    takes away, the mean and the contrast, has a small kernel of its own, so an even grey is not lost.
+    """
     x_bpc = jnp.asarray(images.patches_bpc)
     if x_bpc.dtype == jnp.uint8:  # to -1 .. 1
         x_bpc = x_bpc.astype(config.stable_dtype) / 127.5 - 1
-    x_bpd = layers.linear(x_bpc.astype(config.compute_dtype), p["patch_cd"], p["patch_bias_d"])
+    if vision.patch_norm:
+        x_bpc = x_bpc.astype(config.stable_dtype)
+        mean_bp1 = jnp.mean(x_bpc, axis=-1, keepdims=True)
+        x_bpc = x_bpc - mean_bp1
+        contrast_bp1 = jnp.sqrt(jnp.mean(jnp.square(x_bpc), axis=-1, keepdims=True) + _CONTRAST**2)
+        level_bp2 = jnp.concatenate([mean_bp1, contrast_bp1], axis=-1).astype(config.compute_dtype)
+        x_bpd = layers.linear((x_bpc / contrast_bp1).astype(config.compute_dtype), p["patch_cd"], p["patch_bias_d"])
+        x_bpd = layers.norm(config, x_bpd + layers.linear(level_bp2, p["level_cd"], None), p["patch_norm_d"], None)
+    else:
+        x_bpd = layers.linear(x_bpc.astype(config.compute_dtype), p["patch_cd"], p["patch_bias_d"])
     place = p["row_td"][images.row_bp] + p["column_td"][images.column_bp]
     return constrain(x_bpd + place.astype(x_bpd.dtype), "act_batch", "act_len", "act_embed")
 

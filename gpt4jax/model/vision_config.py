@@ -29,6 +29,7 @@ class VisionConfig:
     resampler_len: int = 64
     frozen: bool = False
     clip_dim: int = 0
+    patch_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.frontend not in FRONTENDS:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from gpt4jax.model.axes import MESH_AXES
@@ -26,8 +27,13 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones) with Auto axis types: XLA places what we don't constrain."""
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, *, arranged: bool = True) -> Mesh:
+    """A mesh over all devices (or the given ones) with Auto axis types: XLA places what we don't constrain.
+
+    `arranged` puts neighbours in the mesh on neighbouring chips; without it they lie as they come.
+    """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(sizes, len(devices))
+    if not arranged:
+        return Mesh(np.reshape(devices, shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from gpt4jax import model
-from gpt4jax.data import captioned, images, multimodal, pairs, text, tokenizer
+from gpt4jax.data import captioned, images, interleaved, multimodal, pairs, text, tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import partition
 from gpt4jax.training import contrastive, evaluation, step
@@ -52,17 +53,37 @@ def of(config, model_config: model.Config, cache_dir: pathlib.Path, say: Say, fo
     else:
         data = multimodal.load(config.data, model_config.vision, model_config.vocab_size, cache_dir, say)
 
-    def make_step(tx, schedule):
-        options = config.optimizer
-        return partial(
-            step.train_step, model_config, tx, schedule, seed=config.seed, micro_batches=options.micro_batches,
-            z_loss=options.z_loss,
-        )  # fmt: skip
-
     return Objective(
-        data.tokenizer, data.facts, data.of("train"), step.Batch.of, make_step,
+        data.tokenizer, data.facts, data.of("train"), step.Batch.of, partial(language_step, config, model_config),
         partial(_language_evaluation, config, model_config, data),
     )  # fmt: skip
+
+
+def language_step(config, model_config: model.Config, tx: optax.GradientTransformation, schedule: optax.Schedule):
+    """The step of a run that trains for the next token: a function of (state, batch), to be jitted."""
+    options = config.optimizer
+    return partial(
+        step.train_step, model_config, tx, schedule, seed=config.seed, micro_batches=options.micro_batches,
+        z_loss=options.z_loss,
+    )  # fmt: skip
+
+
+def abstract_batch(config, model_config: model.Config) -> step.Batch:
+    """The shapes of such a step's batch, which no data are needed for.
+
+    Raises:
+        ValueError: a contrastive run, whose batches are made of pairs.
+    """
+    if model_config.vision is not None and model_config.vision.clip_dim:
+        raise ValueError("vision.clip_dim: the batches of contrastive training are not planned")
+    names = ("tokens", "targets", "segment_ids", "positions", "bytes")
+    row = {name: np.zeros(config.data.seq_len, np.int32) for name in names}
+    if model_config.vision is not None:
+        row = interleaved.empty_row(multimodal.room(config.data), model_config.vision)
+    shapes: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype) for name, array in row.items()
+    }
+    return step.Batch.of(shapes)
 
 
 def _language_evaluation(config, model_config, data, mesh, shardings):

@@ -15,9 +15,9 @@ def test_bars_are_as_high_as_their_values_and_labels_lie_below():
         pixels = rendered.draw(spec)
         assert pixels.shape == (48, 64, 3)
         for value, colour, left in zip(spec.values, spec.colours, spec.left, strict=True):
-            column = (pixels[:39, left + 5] == COLOURS[colour]).all(-1)
-            assert column.sum() == UNIT * value - 1 and column[39 - UNIT * value + 1 :].all()
-            assert (pixels[41:, left : left + 10] < 128).any()
+            column = (pixels[:30, left + 5] == COLOURS[colour]).all(-1)
+            assert column.sum() == UNIT * value - 1 and column[30 - UNIT * value + 1 :].all()
+            assert (pixels[32:, left : left + 10] < 128).any()
         assert len(set(spec.letters)) == len(spec.letters)
 
 
@@ -55,8 +55,9 @@ def test_counts_are_those_of_coloured_areas():
             for task, question, answer in rendered.ask(spec, np.random.default_rng(i)):
                 if task == "scene_count":
                     colour = COLOURS[question.rstrip("?").split()[-1]]
-                    assert _components((pixels == colour).all(-1)) == int(answer)
-                    counted += int(answer)
+                    number = int(answer.split()[-1])
+                    assert _components((pixels == colour).all(-1)) == number
+                    counted += number
     assert counted > 100
 
 
@@ -71,14 +72,15 @@ def test_sides_numbers_of_questions_and_determinism():
     assert rendered.picture(5, 0).pixels_hwc.tobytes() != rendered.picture(6, 0).pixels_hwc.tobytes()
 
 
-def test_no_answer_is_to_be_had_from_those_before_it():
+def test_no_question_is_about_what_one_before_it_was_about():
     for i, spec in enumerate(SPECS):
         asked = rendered.ask(spec, np.random.default_rng(i))
         words = {task: [q.rstrip("?").split() for t, q, _ in asked if t == task] for task in rendered.TASKS}
         known = {found[2] for found in words["chart_value"]}
         assert not any(known & {found[2], found[4]} for found in words["chart_sum"])
         assert not any({found[1], found[3]} <= known for found in words["chart_compare"])
-        beside = [(" ".join(q.rstrip("?").split()[-2:]), answer) for t, q, answer in asked if t == "scene_relation"]
+        told = [(q.rstrip("?"), answer) for t, q, answer in asked if t == "scene_relation"]
+        beside = [(" ".join(q.split()[-2:]), " ".join(answer.split()[-2:])) for q, answer in told]
         assert not any((other, one) in beside for one, other in beside if one != other)
 
 
@@ -90,26 +92,34 @@ def test_answers_follow_from_what_is_in_the_picture():
             words = question.rstrip("?").split()
             if isinstance(spec, Word):
                 assert answer == spec.text
-            elif isinstance(spec, Chart):
+                continue
+            seen, *steps, last = answer.split()
+            assert seen == "seen:"
+            if isinstance(spec, Chart):
                 value = dict(zip(spec.letters, spec.values, strict=True))
+                assert all(value[letter] == int(digit) for letter, digit in steps)
                 if task == "chart_value":
-                    assert value[words[2]] == int(answer)
-                elif task == "chart_compare":
-                    assert (
-                        value[answer] == max(value[words[1]], value[words[3]]) > min(value[words[1]], value[words[3]])
-                    )
+                    assert last == f"{words[2]}{value[words[2]]}" and not steps
+                    continue
+                one, other = words[1:4:2] if task == "chart_compare" else words[2:5:2]
+                assert [step[0] for step in steps] == [one, other]
+                if task == "chart_compare":
+                    assert value[last] == max(value[one], value[other]) > min(value[one], value[other])
                 else:
-                    left, right = answer.split("=")
-                    assert eval(left) == int(right) and left == f"{value[words[2]]}+{value[words[4]]}"
-            elif task == "scene_colour":
-                assert [thing.colour for thing in spec.things if thing.shape == words[-1]] == [answer]
+                    left, right = last.split("=")
+                    assert eval(left) == int(right) and left == f"{value[one]}+{value[other]}"
+            elif task == "scene_shape":
+                assert [thing.name for thing in spec.things if thing.colour == words[-1]] == [f"{steps[0]} {last}"]
             elif task == "scene_count":
-                assert sum(thing.colour == words[-1] for thing in spec.things) == int(answer)
+                cells = ["abcdefghi"[3 * t.row + t.column] for t in spec.things if t.colour == words[-1]]
+                assert len(cells) == int(last) and steps == (cells or ["none"])
             else:
                 (one,) = [thing for thing in spec.things if thing.name == " ".join(words[-2:])]
                 dy, dx = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[words[2]]
                 (other,) = [t for t in spec.things if (t.row, t.column) == (one.row + dy, one.column + dx)]
-                assert answer == other.name
+                assert (
+                    " ".join((*steps, last)) == f"{one.name} {'abcdefghi'[3 * other.row + other.column]} {other.name}"
+                )
 
 
 def test_held_out_contents_are_never_trained_on_and_pictures_repeat():
@@ -120,18 +130,22 @@ def test_held_out_contents_are_never_trained_on_and_pictures_repeat():
         assert one.questions == other.questions
     assert {one.kind for one in held} == {"chart", "word", "scene"} and len(trained) == 40
     share = np.mean([rendered.held_out(spec) for spec in SPECS])
-    assert 0.02 < share < 0.09
+    assert 0.06 < share < 0.14
     moved = [spec._replace(place=(0, 0)) for spec in SPECS if isinstance(spec, Word)]
     assert all(rendered.held_out(one) == rendered.held_out(Word(one.text, (5, 1), one.ground)) for one in moved)
 
 
 def test_little_is_guessed_without_looking():
-    """What a question's likeliest answer is worth: learnt of 15,000 pictures' questions, tried on 5,000 others'."""
+    """What a question's likeliest answer is worth: learnt of 15,000 pictures' questions, tried on 5,000 others'.
+
+    The answer without its steps, which is its last word, or of a relation the last two.
+    """
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     right, tried, first = Counter(), Counter(), Counter()
     for i in range(20_000):
         rng = np.random.default_rng((11, i))
-        for task, question, answer in rendered.ask(rendered.spec_of(rng), rng):
+        for task, question, whole in rendered.ask(rendered.spec_of(rng), rng):
+            answer = " ".join(whole.split()[-2 if task == "scene_relation" else -1 :]).rpartition("=")[2]
             if i < 15_000:
                 seen[question][answer] += 1
             else:
@@ -140,9 +154,9 @@ def test_little_is_guessed_without_looking():
                 first[task] += question.split()[1] == answer
     assert set(tried) == set(rendered.TASKS)
     most = dict(
-        chart_value=0.16, chart_compare=0.54, chart_sum=0.04, read_text=0.01, scene_colour=0.25, scene_count=0.32,
+        chart_value=0.16, chart_compare=0.54, chart_sum=0.14, read_text=0.01, scene_shape=0.3, scene_count=0.32,
         scene_relation=0.13,
     )  # fmt: skip
     for task, bound in most.items():
-        assert right[task] / tried[task] < bound, task
+        assert right[task] / tried[task] < bound, (task, right[task] / tried[task])
     assert 0.46 < first["chart_compare"] / tried["chart_compare"] < 0.54

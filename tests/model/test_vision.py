@@ -132,7 +132,9 @@ def of_clip(config: model.Config):
 
 
 def test_the_vit_is_clips_tower_for_images_alone_and_packed_into_one_row():
-    tower = VisionConfig("vit", IMAGE_TOKEN, 4, 9, 2, 24, 3, 40, activation="quick_gelu", class_token=True)
+    tower = VisionConfig(
+        "vit", IMAGE_TOKEN, 4, 9, 2, 24, 3, 40, activation="quick_gelu", class_token=True, patch_norm=False
+    )
     config = model.Config(**LLAMA, vision=tower)
     params, w = of_clip(config)
     wanted = {row.name: row.shape for row in table(config) if row.group in params}
@@ -156,6 +158,28 @@ def test_the_vit_is_clips_tower_for_images_alone_and_packed_into_one_row():
         np.testing.assert_allclose(last.reshape(shape), w["last"][:, 1:], atol=1e-5)
         np.testing.assert_allclose(whole.reshape(2, 24), w["last"][:, 0], atol=1e-5)
         np.testing.assert_allclose(vision.pooled(config, params, images).reshape(2, 24), w["pooled"], atol=1e-5)
+
+
+def test_normalised_patches_against_numpy_and_an_even_grey_is_not_lost(x64):
+    """Dual PatchNorm with the mean and the contrast beside it, in float64; two even greys come out apart."""
+    own = VisionConfig("linear", IMAGE_TOKEN, 4, 9)
+    config = model.Config(**LLAMA | {"dtype": "float64", "param_dtype": "float64"}, vision=own)
+    p = perturbed(config)["vision"]
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 5, 48)).astype(np.uint8)
+    pixels[0, 0], pixels[0, 1] = 90, 200
+    place = np.tile(np.arange(5), (2, 1))
+    found = vision._patches(
+        config, own, p, Images(pixels, np.ones((2, 5), int), place, place[:, ::-1], np.ones((2, 1)))
+    )
+    x = pixels / 127.5 - 1
+    mean = x.mean(-1, keepdims=True)
+    contrast = np.sqrt(x.var(-1, keepdims=True) + 0.05**2)
+    w = {name: np.asarray(value, np.float64) for name, value in p.items()}
+    y = (x - mean) / contrast @ w["patch_cd"] + w["patch_bias_d"] + np.concatenate([mean, contrast], -1) @ w["level_cd"]
+    y = y / np.sqrt(np.mean(y**2, -1, keepdims=True) + config.norm_eps) * w["patch_norm_d"]
+    np.testing.assert_allclose(found, y + w["row_td"][place] + w["column_td"][place[:, ::-1]], rtol=1e-10, atol=1e-12)
+    assert np.abs(y[0, 0] - y[0, 1]).max() > 1e-3
 
 
 def test_the_resampler_is_idefics_perceiver():
