@@ -95,6 +95,17 @@ def test_sparse_attention(monkeypatch):
     assert pictures == 3
 
 
+def test_vision(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path))
+    fewer = (
+        "num_steps=4", "data.dataset=rendered:300", "eval.num_rows=16", "optimizer.warmup_steps=1",
+        "checkpoint.keep=2",
+    )  # fmt: skip
+    text, pictures = execute("vision", {'["eval.eval_every_steps=1000"]': repr([*fewer])}, monkeypatch)
+    assert "chart_value     What is" in text and "read_text       0." in text and text.count("is read as") == 6
+    assert pictures == 2
+
+
 def test_exams(monkeypatch):
     text, pictures = execute("exams", {"ITEMS = 60": "ITEMS = 12"}, monkeypatch)
     assert "piqa: accuracy" in text and "161 of 161 cells agree" in text and pictures == 1

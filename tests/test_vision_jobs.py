@@ -59,6 +59,12 @@ def test_a_prompt_with_an_image_is_continued_and_its_size_told(home, capsys):
     flags = ["--workdir", str(home / "run"), "--temperature", "0", "--max_tokens", "5"]
     assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", "--image", str(home / "a.png")]) == 0
     assert "400 x 90 pixels are more than the model takes (12 patches of 16^2): made" in capsys.readouterr().err
+    two = ["--rationale", "Describe it.\n", "--image", str(home / "a.png")]
+    assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", *two]) == 0
+    with pytest.raises(UserError, match="a rationale is about images, and the prompt has no"):
+        sample.main([*flags, "--prompt", "What is A?", *two])
+    with pytest.raises(SystemExit):
+        sample.main([*flags, "--chat", "--rationale", "Describe it."])
     with pytest.raises(UserError, match="has 0 times .*, and 1 images were given"):
         sample.main([*flags, "--prompt", "What is A?", "--image", str(home / "a.png")])
     (home / "bad.png").write_text("no image")

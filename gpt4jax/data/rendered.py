@@ -242,7 +242,8 @@ def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
 def _ask_chart(spec: Chart, rng: np.random.Generator) -> tuple[Question, ...]:
     """Two bars' values, the higher one of two, and the sum of the others.
 
-    Answers come with their way there, step by step (report, appendix G), and are not to be had from those before them.
+    Answers come with their way there, step by step (report, appendix G). The steps of a comparison tell values that the
+    sum may need: how much that helps where nothing is seen is in the blind accuracy.
     """
     value = dict(zip(spec.letters, spec.values, strict=True))
     a, b, c, d = _pick(rng, spec.letters, BARS)
