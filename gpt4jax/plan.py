@@ -89,6 +89,7 @@ def plan(config, topology: str) -> dict[str, Any]:
                 raise
             raise UserError(f"{topology}: the compiler found no room for the step: {str(error)[:1500]}") from error
     seconds = time.monotonic() - began
+    assert memory is not None  # which it is on back ends that cannot say
     by_kind = {
         "parameters": held["params"],
         "moments": held["moments"],

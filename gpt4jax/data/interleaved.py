@@ -180,8 +180,7 @@ def pack(found: Sequence[Piece], room: Room) -> Plan:
     chance = np.random.default_rng(len(found)).permutation(len(found))
     order = np.lexsort((chance, -np.where(4 * lengths > room.tokens, lengths, 0)))
     rows = best_fit(lengths, room.tokens, (pieces_p6[:, [3, 5]], (room.patches, room.images)), order)
-    order = [piece for row in rows for piece in row]
-    return Plan(pieces_p6[order], np.cumsum([0, *map(len, rows)]))
+    return Plan(pieces_p6[[piece for row in rows for piece in row]], np.cumsum([0, *map(len, rows)]))
 
 
 class InterleavedRows:

@@ -160,6 +160,12 @@ def test_the_vit_is_clips_tower_for_images_alone_and_packed_into_one_row():
         np.testing.assert_allclose(vision.pooled(config, params, images).reshape(2, 24), w["pooled"], atol=1e-5)
 
 
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
 def test_normalised_patches_against_numpy_and_an_even_grey_is_not_lost(x64):
     """Dual PatchNorm with the mean and the contrast beside it, in float64; two even greys come out apart."""
     own = VisionConfig("linear", IMAGE_TOKEN, 4, 9)
