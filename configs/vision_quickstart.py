@@ -1,6 +1,9 @@
 """Trains a small decoder that reads drawn charts, words and scenes, and answers questions about held-out ones.
 
 python -m gpt4jax.train --config configs/vision_quickstart.py --workdir runs/vision_quickstart
+
+Two cores, float32: 9 minutes with drawing, tokenizing and compilation. What is answered right of held-out pictures, and
+without them: README, "Images".
 """
 
 from gpt4jax.config import default
