@@ -48,8 +48,6 @@ def plan(config, topology: str) -> dict[str, Any]:
         UserError: an unknown topology, a config that does not divide over it, no libtpu, or a step that the compiler
             itself refuses for want of memory.
     """
-    import jax
-
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
@@ -68,28 +66,17 @@ def plan(config, topology: str) -> dict[str, Any]:
         rows = objective.abstract_batch(config, model_config)
     except ValueError as error:
         raise UserError(str(error)) from error
+    made = optimizer.schedule(config.optimizer, config.num_steps)
+    step = objective.language_step(config, model_config, tx, made)
     shardings = states.state_shardings(model_config, tx, mesh)
     state = states.abstract_state(model_config, tx, config.batch_size)
     held = {
         name: partition.bytes_per_device(getattr(state, name), getattr(shardings, name))
         for name in ("params", "moments")
     }
-    step = jax.jit(
-        objective.language_step(config, model_config, tx, optimizer.schedule(config.optimizer, config.num_steps)),
-        in_shardings=(shardings, partition.batch_sharding(mesh)),
-        out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
-    )  # fmt: skip
     began = time.monotonic()
-    with jax.set_mesh(mesh):
-        lowered = step.lower(state, rows)
-        try:
-            memory = lowered.compile().memory_analysis()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(f"{topology}: the compiler found no room for the step: {str(error)[:1500]}") from error
+    memory, kernels = _compiled(step, state, rows, shardings, mesh, topology)
     seconds = time.monotonic() - began
-    assert memory is not None  # which it is on back ends that cannot say
     by_kind = {
         "parameters": held["params"],
         "moments": held["moments"],
@@ -98,21 +85,51 @@ def plan(config, topology: str) -> dict[str, Any]:
         "program": memory.generated_code_size_in_bytes,
     }
     by_kind["total"] = sum(by_kind.values())
-    has = HBM[topology.partition(":")[0]]
     return {
-        "fits": by_kind["total"] <= FITS * has,
+        "fits": fits(by_kind["total"], topology),
         "hbm_bytes_per_chip": by_kind,
-        "hbm_bytes_of_a_chip": has,
+        "hbm_bytes_of_a_chip": _hbm(topology),
         "compile_seconds": seconds,
         "parameters": parameters.count(model_config)["total"],
         "tokens_per_step": config.batch_size * config.data.seq_len,
         "flops_per_token": flops.flops_per_token(model_config, config.data.seq_len)["train"],
-        "kernels": lowered.as_text().count("tpu_custom_call"),
+        "kernels": kernels,
         "mesh": dict(mesh.shape),
         "config": config.to_dict(),
         "topology": topology,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
+
+
+def _compiled(step, state, rows, shardings, mesh, topology: str) -> tuple[Any, int]:
+    """A chip's memory for the step, as the compiler has it, and how many kernels of ours are in the program."""
+    import jax
+
+    from gpt4jax.parallel import partition
+
+    jitted = jax.jit(
+        step, in_shardings=(shardings, partition.batch_sharding(mesh)),
+        out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        lowered = jitted.lower(state, rows)
+        try:
+            memory = lowered.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(f"{topology}: the compiler found no room for the step: {str(error)[:1500]}") from error
+    assert memory is not None  # which it is on back ends that cannot say
+    return memory, lowered.as_text().count("tpu_custom_call")
+
+
+def fits(total: int, topology: str) -> bool:
+    """Whether so many bytes a chip leave free what must stay free."""
+    return total <= FITS * _hbm(topology)
+
+
+def _hbm(topology: str) -> int:
+    return HBM[topology.partition(":")[0]]
 
 
 def chips(topology: str) -> Sequence[Any]:
@@ -146,7 +163,7 @@ def words(found: dict[str, Any]) -> str:
     return "\n".join(
         (
             f"{found['parameters']:,} parameters on {found['topology']} ({mesh})",
-            f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token']:.3g} FLOPs a token",
+            f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token']:.3g} FLOPs a token in the decoder",
             f"HBM of a chip, GiB: {kinds}",
             f"together {sizes['total'] / 2**30:.2f} of {has / 2**30:.2f} GiB, {sizes['total'] / has:.0%}: "
             + ("it fits" if found["fits"] else f"it does not fit (at most {FITS:.0%} is to be taken)"),

@@ -15,7 +15,7 @@ from tests.runs import TINY
 
 IMAGES = (
     "data.tokenizer=bytes", "vision.image_token=258", "vision.frontend=linear", "vision.patch_size=16",
-    "vision.max_patches=12", "model.max_seq_len=256", "data.seq_len=256", "data.dataset=rendered:40",
+    "vision.max_patches=12", "model.max_seq_len=512", "data.seq_len=512", "data.dataset=rendered:40",
     "model.dropout=0.0",
     "eval.sample_prompt=", "eval.num_rows=8", "num_steps=6", "optimizer.warmup_steps=2", "eval.eval_every_steps=0",
     "checkpoint.checkpoint_every_steps=3",
@@ -59,8 +59,16 @@ def test_a_prompt_with_an_image_is_continued_and_its_size_told(home, capsys):
     flags = ["--workdir", str(home / "run"), "--temperature", "0", "--max_tokens", "5"]
     assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", "--image", str(home / "a.png")]) == 0
     assert "400 x 90 pixels are more than the model takes (12 patches of 16^2): made" in capsys.readouterr().err
-    two = ["--rationale", "Describe it.\n", "--image", str(home / "a.png")]
+    image = ["--image", str(home / "a.png")]
+    flags[3] = "1"  # greedily such a run says nothing but empty lines
+    two = ["--rationale", "Describe it.\n", *image]
     assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", *two]) == 0
+    answer, told = capsys.readouterr()
+    assert sample.main([*flags, "--prompt", "<|image|>Describe it.\n", *image]) == 0
+    said = capsys.readouterr().out[:-1]
+    by_hand = "<|image|>Describe it.\n" + said.rstrip("\n") + "\nWhat is A?\n"
+    assert sample.main([*flags, "--prompt", by_hand, *image]) == 0
+    assert capsys.readouterr().out == answer and said.strip() and said in told
     with pytest.raises(UserError, match="a rationale is about images, and the prompt has no"):
         sample.main([*flags, "--prompt", "What is A?", *two])
     with pytest.raises(SystemExit):

@@ -43,7 +43,8 @@ def of_text(config, mesh, data, eval_step, right_step, no_memory) -> Callable[[A
 def answered(params, rows, batches: Iterator[Mapping[str, jax.Array]], right_step, stop) -> Found:
     """The share of each task's answers that greedy decoding would give, of those in the batches.
 
-    An answer that rests on a rationale is right only if greedy decoding gives that too.
+    An answer that rests on a rationale is right only if greedy decoding gives that too, and counts only where the
+    batches have it.
     """
     wrong, seen = np.zeros((2, len(rows.tasks) + 1), bool)
     for batch in batches:
@@ -52,7 +53,9 @@ def answered(params, rows, batches: Iterator[Mapping[str, jax.Array]], right_ste
         right_bt, answers_bt = jax.device_get((right_step(params, Batch.of(batch)), batch["answers"]))
         wrong[answers_bt[~right_bt]] = True
         seen[answers_bt] = True
-    wrong[1:] |= wrong[rows.rests_on] & (rows.rests_on > 0)
+    rests = rows.rests_on > 0
+    wrong[1:] |= wrong[rows.rests_on] & rests
+    seen[1:] &= seen[rows.rests_on] | ~rests
     tasks = np.array(["", *rows.tasks])
     return {task: 1 - float(np.mean(wrong[(tasks == task) & seen])) for task in sorted({*tasks[seen]} - {""})}
 

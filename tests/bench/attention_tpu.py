@@ -12,24 +12,11 @@ All eight patterns, in two cycles of four: v5p:4x4x4 + 13.25 and + 12.99, v6e:8x
 import argparse
 import os
 import sys
-import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu waits for a metadata server
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from gpt4jax import config as configs
-from gpt4jax.config import model_config
-from gpt4jax.model.axes import MESH_AXES
-from gpt4jax.parallel import partition
-from gpt4jax.training import optimizer as optimizers
-from gpt4jax.training.state import abstract_state, state_shardings
-from gpt4jax.training.step import Batch, train_step
+from gpt4jax import plan
 
 TOKENS = 32_768
 PATTERNS = (
@@ -39,7 +26,7 @@ PATTERNS = (
 TOPOLOGIES = {"v5p:4x4x4": (2, 8, 4), "v6e:8x8": (2, 8, 4)}  # data, fsdp, tensor: 64 chips each
 
 
-def get_config(patterns: tuple[str, ...], layers: int):
+def get_config(topology: str, patterns: tuple[str, ...], layers: int):
     """Llama's shape at 8 billion parameters (for 32 layers), one row on each data x fsdp shard."""
     c = configs.default()
     c.batch_size, c.data.seq_len = 16, TOKENS
@@ -50,38 +37,8 @@ def get_config(patterns: tuple[str, ...], layers: int):
         loss_chunk_len=2048, dtype="bfloat16", param_dtype="float32",
     )  # fmt: skip
     c.model.update(shape)
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = TOPOLOGIES[topology]
     return c
-
-
-def compile_step(topology: str, patterns: tuple[str, ...], layers: int) -> tuple[float, int, int, int]:
-    """Seconds, the kernels in the program, and a chip's bytes of arguments and of temporaries."""
-    c = get_config(patterns, layers)
-    config = model_config(c)
-    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
-    # As they come: which chips are neighbours matters for time, and not for what is compiled.
-    mesh = Mesh(np.reshape(devices, TOPOLOGIES[topology]), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-    partition.check(config, mesh, c.batch_size)
-    optimizer = optimizers.adamw(c.optimizer, config, c.num_steps)
-    shardings = state_shardings(config, optimizer, mesh)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state(config, optimizer),
-        shardings,
-    )
-    rows = jax.ShapeDtypeStruct((c.batch_size, TOKENS), jnp.int32, sharding=partition.batch_sharding(mesh))
-
-    def step(state, batch):
-        schedule = optimizers.schedule(c.optimizer, c.num_steps)
-        return train_step(config, optimizer, schedule, state, batch, seed=0)
-
-    start = time.monotonic()
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))).lower(
-            state, Batch(*[rows] * len(Batch._fields))
-        )
-        memory = lowered.compile().memory_analysis()
-    kernels = lowered.as_text().count("tpu_custom_call")
-    return time.monotonic() - start, kernels, memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
 def main() -> int:
@@ -94,16 +51,17 @@ def main() -> int:
     for topology in flags.topologies:
         for pattern in flags.patterns:
             try:
-                seconds, kernels, arguments, temporaries = compile_step(
-                    topology, tuple(pattern.split(",")), flags.layers
-                )
+                found = plan.plan(get_config(topology, tuple(pattern.split(",")), flags.layers), topology)
             except Exception as error:
                 bad += 1
                 print(f"{topology} {pattern}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
                 continue
+            sizes = found["hbm_bytes_per_chip"]
+            arguments = sum(sizes[kind] for kind in ("parameters", "moments", "batch"))
             print(
-                f"{topology} {pattern}: {kernels} kernels compiled in {seconds:.0f} s; HBM a chip "
-                f"{arguments / 2**30:.2f} GiB of arguments + {temporaries / 2**30:.2f} GiB of temporaries",
+                f"{topology} {pattern}: {found['kernels']} kernels compiled in {found['compile_seconds']:.0f} s; HBM "
+                f"a chip {arguments / 2**30:.2f} GiB of arguments + {sizes['temporaries'] / 2**30:.2f} GiB of "
+                "temporaries",
                 flush=True,
             )
     return int(bad > 0)

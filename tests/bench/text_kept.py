@@ -7,6 +7,7 @@ half pictures beside batches of as many tokens of text alone, in turn.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -30,14 +31,12 @@ OVERRIDES = (
 )  # fmt: skip
 
 
-def batches(rows, seed: int, count: int, first: int = 0):
-    """So many rows of each step from step `first` on, as dictionaries of (B, ...) arrays."""
+def batches(rows, seed: int):
+    """`ROWS` shuffled rows after another, as dictionaries of (B, ...) arrays."""
     order = loader.shuffled(rows, seed)
-    step = first
-    while True:
-        each = [order[step * count + i] for i in range(count)]
+    for step in itertools.count():
+        each = [order[step * ROWS + i] for i in range(ROWS)]
         yield {name: np.stack([row[name] for row in each]) for name in each[0]}
-        step += 1
 
 
 def joined(one: dict, other: dict) -> Batch:
@@ -81,7 +80,7 @@ def main() -> int:
         losses = []
         for mixed in (False, True):
             state = begin(seed)
-            texts, others = batches(text.of("train"), seed, ROWS), batches(pictures.of("train"), seed, ROWS)
+            texts, others = batches(text.of("train"), seed), batches(pictures.of("train"), seed)
             for _ in range(flags.steps):
                 batch = joined(next(texts), next(others)) if mixed else Batch.of(next(texts))
                 state, _ = step(state, batch)
@@ -96,8 +95,8 @@ def main() -> int:
     # Throughput: the same number of rows, from the same generators, decoding included.
     state = begin(0)
     speeds: dict[bool, list[float]] = {False: [], True: []}
-    sources = [batches(text.of("train"), seed, ROWS) for seed in (1, 2)]
-    others = batches(pictures.of("train"), 1, ROWS)
+    sources = [batches(text.of("train"), seed) for seed in (1, 2)]
+    others = batches(pictures.of("train"), 1)
     for round_ in range(6):
         for mixed in (False, True):
             start = time.monotonic()
