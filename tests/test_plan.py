@@ -17,8 +17,9 @@ from tests import runs
 @pytest.mark.parametrize("name", ["vision_quickstart", "quickstart"])
 def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_makes(name, tmp_path):
     """A row of the run's own data, read as training reads it, beside the abstract one."""
-    dataset = "rendered:20" if "vision" in name else f"folder:{runs.write_corpus(tmp_path / 'corpus')}"
-    config = configuration.load(f"configs/{name}.py", [f"data.dataset={dataset}", "data.tokenizer=bpe:360"])
+    corpus = runs.write_corpus(tmp_path / "corpus")
+    own = ["rendered:20"] if "vision" in name else [f"folder:{corpus}", "data.tokenizer=bpe:360"]
+    config = configuration.load(f"configs/{name}.py", ["data.dataset=" + own[0], *own[1:]])
     model_config = configuration.model_config(config)
     planned = objective.abstract_batch(config, model_config)
     row = objective.of(config, model_config, tmp_path / "cache", lambda line: None).rows[0]

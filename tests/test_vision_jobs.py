@@ -8,6 +8,7 @@ from PIL import Image
 
 from gpt4jax import config as configuration
 from gpt4jax import sample, train
+from gpt4jax.data import rendered
 from gpt4jax.errors import UserError
 from gpt4jax.training import metrics
 from tests import runs
@@ -17,7 +18,7 @@ IMAGES = (
     "data.tokenizer=bytes", "vision.image_token=258", "vision.frontend=linear", "vision.patch_size=16",
     "vision.max_patches=12", "model.max_seq_len=512", "data.seq_len=512", "data.dataset=rendered:40",
     "model.dropout=0.0",
-    "eval.sample_prompt=", "eval.num_rows=8", "num_steps=6", "optimizer.warmup_steps=2", "eval.eval_every_steps=0",
+    "eval.sample_prompt=", "eval.num_rows=40", "num_steps=6", "optimizer.warmup_steps=2", "eval.eval_every_steps=0",
     "checkpoint.checkpoint_every_steps=3",
 )  # fmt: skip
 
@@ -38,8 +39,7 @@ def home(tmp_path_factory):
 
 def test_a_run_counts_answers_with_and_without_images(home):
     last = metrics.read(home / "run")[-1]
-    tasks = ("chart_value", "chart_compare", "chart_sum", "read_text", "scene_shape", "scene_count", "scene_relation")
-    for task in tasks:
+    for task in rendered.TASKS:
         assert 0 <= last[f"eval/{task}/accuracy"] <= 1 and 0 <= last[f"eval/{task}/accuracy_blind"] <= 1
     assert last["eval/heldout/loss"] > 0
 

@@ -9,7 +9,7 @@ import inspect
 import io
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from gpt4jax.data.text import TextData
 from gpt4jax.errors import UserError
 from gpt4jax.model.vision_config import VisionConfig
 
-EVAL_PICTURES = 1500  # that are drawn for evaluation
+EVAL_PICTURES = 1000  # that are drawn for evaluation
 MARKER = tokenizer.IMAGE
 KINDS = "rendered:COUNT, emoji:google, emoji:twitter, captioned:FOLDER, interleaved:FILE.jsonl"
 
@@ -54,18 +54,35 @@ class Rendered(ImageText):
         """So many pictures, or those for evaluation, none of which training shows.
 
         A picture of several things is described before it is asked about: the answers rest on what the model says it
-        sees. Questions are given. In training one picture of 20 is asked about unseen: a blind answer is then a guess.
+        sees. Questions are given. In training several follow one another, in any order, and one picture of 20 is asked
+        about unseen: a blind answer is then a guess. In evaluation each stands alone: no answer helps another.
         """
         count = EVAL_PICTURES if evaluation else int(self.builder_config.root)
         for i, picture in enumerate(rendered.pictures(0, count, evaluation)):
-            said: list[Text] = []
-            if picture.kind != "word":  # of a word there is no more to say than what is asked
-                description = Text(f"{picture.description}\n", interleaved.RATIONALE)
-                said += [Text(f"{rendered.DESCRIBE}\n", given=True), description]
-            for one in picture.questions:
-                said += [Text(f"{one.question}\n", given=True), Text(f"{one.answer}\n", one.task)]
-            document = Document(f"{picture.kind} {i}", (Picture(png(picture.pixels_hwc)), *said))
-            yield document.blind() if i % 20 == 0 and not evaluation else document
+            if evaluation:
+                for j, one in enumerate(picture.questions):
+                    yield _asked(f"{picture.kind} {i}, question {j}", picture, [one])
+            else:
+                document = _asked(f"{picture.kind} {i}", picture, picture.questions, at_once=i % 2 == 0)
+                yield document.blind() if i % 20 == 1 else document
+
+
+def _asked(
+    key: str, picture: rendered.Picture, questions: Sequence[rendered.Question], at_once: bool = False
+) -> Document:
+    """A picture, its description (of a word there is no more to say than what is asked), questions and answers.
+
+    With `at_once` those questions come before the description that looking answers: what stands where is then read
+    from the picture by a cell's name, wherever it is asked for, and answers of several steps read it so too.
+    """
+
+    def said(asked: Iterable[tuple[str, str, str]]) -> list[Text]:
+        return [part for task, q, a in asked for part in (Text(f"{q}\n", given=True), Text(f"{a}\n", task))]
+
+    first = [one for one in questions if one.task in rendered.AT_ONCE] if at_once else []
+    if picture.kind != "word":
+        first.append(rendered.Question(interleaved.RATIONALE, rendered.DESCRIBE, picture.description))
+    return Document(key, (Picture(png(picture.pixels_hwc)), *said(dict.fromkeys([*first, *questions]))))
 
 
 class Emoji(ImageText):

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 HELD_OUT_PERCENT = 10
 TASKS = (
-    "chart_value", "chart_compare", "chart_sum", "read_text", "scene_shape", "scene_count", "scene_relation",
+    "chart_value", "chart_compare", "chart_sum", "read_text", "scene_shape", "scene_cell",
+    "scene_count", "scene_relation",
 )  # fmt: skip
 LETTERS = "ABCDEFGHKL"  # of a chart's bars
 ALPHABET = "ABCDEFGHKLMNPRSTUVXYZ234679"  # of words: no two that look alike
@@ -23,6 +24,7 @@ COLOURS = {
     "purple": (140, 60, 180),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
+AT_ONCE = ("read_text", "scene_cell")  # is answered by looking, before a description too
 DESCRIBE = "Describe it."
 SEEN = "seen: "  # begins what is said of a picture of several things
 UNIT = 3  # pixels of a chart's value of one
@@ -156,9 +158,10 @@ def picture(seed: int, index: int) -> Picture:
 
 
 def _complete(spec: Spec, rng: np.random.Generator, rounds: int) -> Picture:
-    """With the questions of so many rounds, none of them twice."""
+    """With the questions of so many rounds in any order, none of them twice."""
     asked = {one.question: one for _ in range(rounds) for one in ask(spec, rng)}
-    return Picture(type(spec).__name__.lower(), draw(spec), describe(spec), tuple(asked.values()))
+    questions = tuple(_pick(rng, list(asked.values()), len(asked)))
+    return Picture(type(spec).__name__.lower(), draw(spec), describe(spec), questions)
 
 
 def pictures(seed: int, count: int, evaluation: bool) -> Iterator[Picture]:
@@ -233,7 +236,7 @@ def _bar(letter: str, value: int) -> str:
 
 
 def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
-    """One question about a word, three to five about other pictures, no two of them the same."""
+    """One question about a word, two to five about other pictures, no two of them the same."""
     if isinstance(spec, Word):
         return (Question("read_text", "What is written?", spec.text),)
     return _ask_chart(spec, rng) if isinstance(spec, Chart) else _ask_scene(spec, rng)
@@ -242,8 +245,7 @@ def ask(spec: Spec, rng: np.random.Generator) -> tuple[Question, ...]:
 def _ask_chart(spec: Chart, rng: np.random.Generator) -> tuple[Question, ...]:
     """Two bars' values, the higher one of two, and the sum of the others.
 
-    Answers come with their way there, step by step (report, appendix G). The steps of a comparison tell values that the
-    sum may need: how much that helps where nothing is seen is in the blind accuracy.
+    Answers come with their way there, step by step (report, appendix G).
     """
     value = dict(zip(spec.letters, spec.values, strict=True))
     a, b, c, d = _pick(rng, spec.letters, BARS)
@@ -268,7 +270,10 @@ def _pick(rng: np.random.Generator, among: Sequence, count: int) -> list:
 
 
 def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
-    """The shape of the only thing of its colour, what lies beside a thing or two, and how many have a colour."""
+    """The shape of the only thing of its colour, what is in a cell, how many things have a colour, what lies beside.
+
+    What lies beside a thing, for up to two: its cell is searched for from the first one on, then the other's is named.
+    """
     colours = [thing.colour for thing in spec.things]
     single = [thing for thing in spec.things if colours.count(thing.colour) == 1]
     found = [
@@ -287,24 +292,33 @@ def _ask_scene(spec: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
     for side, thing, other in _pick(rng, list(pairs.values()), 2):
         found.append(
             Question(
-                "scene_relation", f"What is {side} the {thing.name}?", f"{SEEN}{thing.name} {other.cell} {other.name}"
+                "scene_relation",
+                f"What is {side} the {thing.name}?",
+                f"{SEEN}{_search(spec, thing)} {other.cell} {other.name}",
             )
         )
-    return (*found, *_ask_counts(spec, rng, max(1, 3 - len(found))))
+    for thing in _pick(rng, spec.things, 1):
+        found.append(Question("scene_cell", f"What is in {thing.cell}?", f"{SEEN}{thing.cell} {thing.name}"))
+    return (*found, _ask_count(spec, rng))
 
 
-def _ask_counts(spec: Scene, rng: np.random.Generator, questions: int) -> list[Question]:
-    """How many things have a colour, for so many colours; the numbers 0 to 4 are answers about as often."""
+def _search(spec: Scene, wanted: Thing) -> str:
+    """The cells up to a thing's own, with what is in those that have its colour."""
+    at = {thing.cell: thing for thing in spec.things}
+    passed = CELLS[: CELLS.index(wanted.cell) + 1]
+    return " ".join(
+        f"{cell} {at[cell].name}" if cell in at and at[cell].colour == wanted.colour else cell for cell in passed
+    )
+
+
+def _ask_count(spec: Scene, rng: np.random.Generator) -> Question:
+    """How many things have a colour, counted from cell to cell; the numbers 0 to 4 are answers about as often."""
     colours = [thing.colour for thing in spec.things]
-    left = [name for name in _NAMES if colours.count(name) < len(_COUNT_WEIGHTS)]
-    found = []
-    for _ in range(questions):
-        # A number first, then one of the colours that have it: most colours have none, and 0 would be the best guess.
-        counts = sorted({colours.count(name) for name in left})
-        weights = np.array([_COUNT_WEIGHTS[count] for count in counts])
-        wanted = int(rng.choice(counts, p=weights / weights.sum()))
-        (colour,) = _pick(rng, [name for name in left if colours.count(name) == wanted], 1)
-        left.remove(colour)
-        cells = " ".join(thing.cell for thing in spec.things if thing.colour == colour) or "none"
-        found.append(Question("scene_count", f"How many are {colour}?", f"{SEEN}{cells} {wanted}"))
-    return found
+    # A number first, then one of the colours that have it: most colours have none, and 0 would be the best guess.
+    counts = sorted({colours.count(name) for name in _NAMES} & {*range(len(_COUNT_WEIGHTS))})
+    weights = np.array([_COUNT_WEIGHTS[count] for count in counts])
+    wanted = int(rng.choice(counts, p=weights / weights.sum()))
+    (colour,) = _pick(rng, [name for name in _NAMES if colours.count(name) == wanted], 1)
+    cells = [thing.cell for thing in spec.things if thing.colour == colour]
+    so_far = " ".join(f"{cell}{sum(other <= cell for other in cells)}" for cell in CELLS)
+    return Question("scene_count", f"How many are {colour}?", f"{SEEN}{so_far} {wanted}")

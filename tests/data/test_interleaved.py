@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpt4jax.data import interleaved, multimodal, tokenizer
+from gpt4jax.data import interleaved, multimodal, rendered, tokenizer
 from gpt4jax.data.interleaved import Document, InterleavedRows, Picture, Room, Text, pieces, tokenize
 from gpt4jax.errors import UserError
 from gpt4jax.model.vision import unpatchify
@@ -191,7 +191,7 @@ def options(dataset: str, **fields) -> ml_collections.ConfigDict:
 
 def test_drawn_pictures_and_their_questions_become_rows(tmp_path):
     data = multimodal.load(
-        options("rendered:30"), VisionConfig("linear", PATCH, 16, 12), 260, tmp_path, lambda line: None
+        options("rendered:30", seq_len=512), VisionConfig("linear", PATCH, 16, 12), 260, tmp_path, lambda line: None
     )
     assert set(data.asked) == {"", "_blind"} and set(data.asked["_blind"].tasks) < set(data.asked[""].tasks)
     assert not (data.asked["_blind"][0]["tokens"] == PATCH).any() and any(
@@ -200,12 +200,28 @@ def test_drawn_pictures_and_their_questions_become_rows(tmp_path):
     row = data.asked[""][0]
     number = row["answers"].max()
     text = data.tokenizer.decode(row["targets"][row["answers"] == number].tolist())
-    assert text.endswith("\n") and data.asked[""].tasks[number - 1] in ("chart_sum", "chart_value", "chart_compare",
-        "read_text", "scene_shape", "scene_count", "scene_relation")  # fmt: skip
+    assert text.endswith("\n") and data.asked[""].tasks[number - 1] in (*rendered.TASKS, "description")
     with pytest.raises(UserError, match="vision.image_token is 300, and with tokenizer bytes it must be 258"):
         multimodal.load(options("rendered:30"), VisionConfig("linear", 300, 16, 12), 400, tmp_path, lambda line: None)
     with pytest.raises(UserError, match="260 ids with images, above model.vocab_size 258"):
         multimodal.load(options("rendered:30"), VisionConfig("linear", PATCH, 16, 12), 258, tmp_path, lambda line: None)
+
+
+def test_each_held_out_question_stands_alone_and_others_follow_one_another(tmp_path):
+    source = multimodal.prepare(options("rendered:60"), tmp_path)
+    first = set()
+    for split, documents in source.splits.items():
+        for document in documents:
+            texts = [part for part in document.parts if isinstance(part, Text)]
+            tasks = [one.task for one in texts if one.task]
+            asked = [task for task in tasks if task != interleaved.RATIONALE]
+            assert [one.given for one in texts] == [True, False] * len(tasks)
+            if split == "eval":
+                assert len(asked) == 1 and len(tasks) == (1 if asked[0] == "read_text" else 2)
+            else:
+                assert len({one.text for one in texts if one.given}) == len(tasks)
+                first.add(tasks[0])
+    assert {interleaved.RATIONALE, "scene_cell", "read_text"} <= first  # some cells are asked about at once
 
 
 def test_the_users_own_documents(tmp_path):
