@@ -24,10 +24,11 @@ from gpt4jax.training import optimizer as optimizers
 from gpt4jax.training import state as states
 from gpt4jax.training.step import Batch, eval_step, train_step
 
-ROWS = 8  # of text in a batch
+ROWS = 2  # of text in a batch
+HELD_OUT_ROWS = 128
 OVERRIDES = (
     "data.tokenizer=bytes", "vision.image_token=258", "model.vocab_size=264", "model.attention=('dense',)",
-    "optimizer.warmup_steps=50",
+    "optimizer.warmup_steps=50", "data.seq_len=1024", "model.max_seq_len=1024",  # a picture's questions fit one row
 )  # fmt: skip
 
 
@@ -66,9 +67,10 @@ def main() -> int:
     begin = jax.jit(partial(states.new_state, model_config, tx), static_argnums=0)
     measure = jax.jit(partial(eval_step, model_config))
     held = text.of("eval")
-    chosen = loader.evaluated(len(held), 512)
+    chosen = loader.evaluated(len(held), HELD_OUT_ROWS)
     held_batches = [
-        {name: np.stack([held[i][name] for i in chosen[at : at + 32]]) for name in held[0]} for at in range(0, 512, 32)
+        {name: np.stack([held[i][name] for i in chosen[at : at + 8]]) for name in held[0]}
+        for at in range(0, HELD_OUT_ROWS, 8)
     ]
 
     def heldout(params) -> float:
