@@ -2,7 +2,7 @@
 
 python -m gpt4jax.train --config configs/vision_quickstart.py --workdir runs/vision_quickstart
 
-Two cores, float32: 4 to 8 minutes with drawing, tokenizing and compilation. What is answered right of held-out pictures,
+Two cores, float32: 4 to 8 minutes with drawing, tokenizing and compiling. What is answered right of held-out pictures,
 and without them: README, "Images".
 """
 
