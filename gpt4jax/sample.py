@@ -109,7 +109,9 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     request = Request(ids, images=given, **settings)
     length = len(ids) + request.max_tokens
     if flags.rationale is not None:
-        length += len(tokenizer.encode(f"\n{flags.prompt}")) + request.max_tokens
+        both = length + len(tokenizer.encode(f"\n{flags.prompt}")) + request.max_tokens
+        # A rationale may end long before its most tokens: whether the second prompt fits, its own request says.
+        length = max(length, min(both, loaded.config.max_seq_len))
     engine = _engine(flags, loaded, length)
     with signals.StopRequest() as stop:
         if flags.rationale is not None:

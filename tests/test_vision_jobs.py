@@ -69,6 +69,11 @@ def test_a_prompt_with_an_image_is_continued_and_its_size_told(home, capsys):
     by_hand = "<|image|>Describe it.\n" + said.rstrip("\n") + "\nWhat is A?\n"
     assert sample.main([*flags, "--prompt", by_hand, *image]) == 0
     assert capsys.readouterr().out == answer and said.strip() and said in told
+    # Room is needed for what was said, not for all that could have been.
+    short = [*flags[:2], "--temperature", "0", "--stop", "\n", "--max_tokens", "300"]
+    assert sample.main([*short, "--prompt", "<|image|>What is A?\n", *two]) == 0
+    with pytest.raises(UserError, match="exceed"):
+        sample.main([*short[:-1], "600", "--prompt", "<|image|>What is A?\n", *two])
     with pytest.raises(UserError, match="a rationale is about images, and the prompt has no"):
         sample.main([*flags, "--prompt", "What is A?", *two])
     with pytest.raises(SystemExit):
