@@ -109,7 +109,8 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
     request = Request(ids, images=given, **settings)
     length = len(ids) + request.max_tokens
     if flags.rationale is not None:
-        both = length + len(tokenizer.encode(f"\n{flags.prompt}")) + request.max_tokens
+        # What was said is read again as text, in which a byte that is no character has become one of three bytes.
+        both = length + len(tokenizer.encode(f"\n{flags.prompt}")) + 3 * request.max_tokens
         # A rationale may end long before its most tokens: whether the second prompt fits, its own request says.
         length = max(length, min(both, loaded.config.max_seq_len))
     engine = _engine(flags, loaded, length)

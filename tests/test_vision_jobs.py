@@ -60,7 +60,7 @@ def test_a_prompt_with_an_image_is_continued_and_its_size_told(home, capsys):
     assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", "--image", str(home / "a.png")]) == 0
     assert "400 x 90 pixels are more than the model takes (12 patches of 16^2): made" in capsys.readouterr().err
     image = ["--image", str(home / "a.png")]
-    flags[3] = "1"  # greedily such a run says nothing but empty lines
+    flags[3:] = "1", "--max_tokens", "100"  # greedily such a run says nothing but empty lines, whatever it sees
     two = ["--rationale", "Describe it.\n", *image]
     assert sample.main([*flags, "--prompt", "<|image|>What is A?\n", *two]) == 0
     answer, told = capsys.readouterr()

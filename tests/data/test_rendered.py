@@ -155,9 +155,8 @@ def test_little_is_guessed_without_looking():
     for i in range(20_000):
         rng = np.random.default_rng((11, i))
         for task, question, whole in rendered.ask(rendered.spec_of(rng), rng):
-            answer = " ".join(whole.split()[-2 if task in ("scene_cell", "scene_relation") else -1 :]).rpartition("=")[
-                2
-            ]
+            words = 2 if task in ("scene_cell", "scene_relation") else 1
+            answer = " ".join(whole.split()[-words:]).rpartition("=")[2]
             if i < 15_000:
                 seen[question][answer] += 1
             else:

@@ -75,7 +75,7 @@ def run(config, mesh_sizes=None, micro_batches=1, steps=STEPS):
     return jax.device_get(state.params), jax.device_get(scalars)
 
 
-def same_but_for_key_biases(ours, theirs, tolerance):
+def assert_same_but_for_key_biases(ours, theirs, tolerance):
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         name = jax.tree_util.keystr(path)
         if "key_bias" in name:  # their true gradient is zero: Adam turns rounding into whole steps
@@ -109,7 +109,7 @@ def test_variants_train_to_the_same_parameters(exact, name, variant):
     changes, how = VARIANTS[variant]
     with jax.enable_x64(True):
         params, _ = run(dataclasses.replace(float64(name), **changes), **how)
-    same_but_for_key_biases(params, exact[name][0], 1e-9)
+    assert_same_but_for_key_biases(params, exact[name][0], 1e-9)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -117,7 +117,7 @@ def test_meshes_train_to_the_same_parameters(exact, sizes):
     name = "llama" if sizes in ((1, 4, 2), (2, 2, 2)) else "gpt"
     with jax.enable_x64(True):
         params, scalars = run(float64(name), sizes)
-    same_but_for_key_biases(params, exact[name][0], 1e-9)
+    assert_same_but_for_key_biases(params, exact[name][0], 1e-9)
     assert scalars["loss"] == pytest.approx(float(exact[name][1]["loss"]), abs=1e-9)
 
 
