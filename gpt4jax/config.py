@@ -125,6 +125,8 @@ def default() -> ml_collections.ConfigDict:
     s.data = -1  # copies of the parameters; -1: all devices that the others leave
     s.fsdp = 1  # shards of parameters and batch
     s.tensor = 1  # shards of heads, MLP and vocabulary
+    s.context = 1  # shards of each row's tokens
+    s.slices = 0  # TPU slices that `data` lies over; 0: as many as there are
 
     c.checkpoint = k = ml_collections.ConfigDict()
     k.checkpoint_every_steps = 500  # the last step is always saved; 0: only the last

@@ -60,7 +60,7 @@ def plan(config, topology: str) -> dict[str, Any]:
         model_config = configuration.model_config(config)
         if model_config.attention_lowering == "auto":
             model_config = dataclasses.replace(model_config, attention_lowering="tpu")
-        mesh = meshes.make_mesh(config.mesh, devices, arranged=False)
+        mesh = meshes.make_mesh(config.mesh, devices)
         partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
         rows = objective.abstract_batch(config, model_config)

@@ -9,7 +9,6 @@ import pytest
 from gpt4jax import config as configuration
 from gpt4jax import plan
 from gpt4jax.errors import UserError
-from gpt4jax.parallel import mesh as meshes
 from gpt4jax.training import objective, step
 from tests import runs
 
@@ -27,13 +26,6 @@ def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_makes(name, tmp_path
     read = step.Batch.of({each: jax.ShapeDtypeStruct(row[each].shape, canonical(row[each].dtype)) for each in row})
     expected = jax.tree.map(lambda leaf: ((config.batch_size, *leaf.shape), leaf.dtype), read)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), planned) == expected
-
-
-def test_a_mesh_of_chips_as_they_come_has_the_shape_that_was_asked_for():
-    devices = jax.devices()
-    mesh = meshes.make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, devices, arranged=False)
-    assert mesh.shape["fsdp"] == len(devices)
-    assert mesh.devices.ravel().tolist() == devices
 
 
 @pytest.mark.parametrize("topology", ["v5p", "v9:2x2", "", "4x4x4"])

@@ -52,7 +52,7 @@ def evaluations(workdir):
 def test_a_run_leaves_what_it_promises(undisturbed):
     done, workdir = undisturbed
     assert "held-out" in done.stdout and "--- a sample" in done.stdout and "peak memory" in done.stdout
-    assert "34,976 parameters on 1 cpu (data 1 x fsdp 1 x tensor 1)" in done.stderr
+    assert "34,976 parameters on 1 cpu (data 1 x fsdp 1 x tensor 1 x context 1)" in done.stderr
     assert "a step: 4 rows of 64 = 256 tokens, 2 rows a shard in each of 2 micro-batches" in done.stderr
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["embed_dim"] == 32 and config["num_steps"] == STEPS
@@ -159,7 +159,7 @@ def test_more_steps_on_another_mesh_go_on_and_other_models_do_not(home, undistur
     more = flags(home, workdir, "--config.num_steps=26", "--config.eval.eval_every_steps=0", "--config.mesh.fsdp=2")
     longer = run("train", *more, cache=home / "cache", devices=2)
     assert longer.returncode == 0 and "resumed at step 24" in longer.stderr, longer.stderr
-    assert "on 2 cpu (data 1 x fsdp 2 x tensor 1)" in longer.stderr
+    assert "on 2 cpu (data 1 x fsdp 2 x tensor 1 x context 1)" in longer.stderr
     assert sorted(losses(workdir)) == list(range(1, 27))
 
 

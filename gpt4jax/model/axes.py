@@ -7,7 +7,7 @@ It stands at the bottom of the package because the decoder constrains its activa
 import jax
 from jax.sharding import PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 # Parameters and activations have two separate sets of names: FSDP shards a parameter's embed axis
 # over the same devices that hold different rows of the batch.

@@ -57,7 +57,7 @@ def test_an_induction_layer(lowering):
 @pytest.fixture
 def mesh():
     devices = jax.devices()[:4]
-    with jax.set_mesh(jax.make_mesh((1, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)) as mesh:
+    with jax.set_mesh(jax.make_mesh((1, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)) as mesh:
         yield mesh
 
 
