@@ -127,6 +127,9 @@ def default() -> ml_collections.ConfigDict:
     s.tensor = 1  # shards of heads, MLP and vocabulary
     s.context = 1  # shards of each row's tokens
     s.slices = 0  # TPU slices that `data` lies over; 0: as many as there are
+    s.join_seconds = 300.0  # that processes wait for each other at the start
+    s.heartbeat_seconds = 30.0  # without a sign of life from a process, after which all end
+    s.stall_seconds = 1800.0  # without a step, or a batch of an evaluation, after which a process ends; 0: it waits
 
     c.checkpoint = k = ml_collections.ConfigDict()
     k.checkpoint_every_steps = 500  # the last step is always saved; 0: only the last
@@ -225,7 +228,8 @@ def _value(key: str, text: str, old: Any) -> Any:
 
 _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
-    "data.row_patches": 0, "data.row_images": 0,
+    "data.row_patches": 0, "data.row_images": 0, "mesh.slices": 0, "mesh.join_seconds": 1, "mesh.heartbeat_seconds": 1,
+    "mesh.stall_seconds": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
     "eval.memory_len": -1,
@@ -247,32 +251,32 @@ def check_values(config: Mapping[str, Any]) -> None:
     """
     import jax
 
-    flat = _flat(config)
+    values = flat(config)
     for key, least in _AT_LEAST.items():
-        if not flat[key] >= least:
-            raise UserError(f"{key} is {flat[key]}; it must be at least {least}")
+        if not values[key] >= least:
+            raise UserError(f"{key} is {values[key]}; it must be at least {least}")
     for key, bound in _BELOW.items():
-        if not flat[key] < bound:
-            raise UserError(f"{key} is {flat[key]}; it must be below {bound}")
-    _check_layout(flat)
+        if not values[key] < bound:
+            raise UserError(f"{key} is {values[key]}; it must be below {bound}")
+    _check_layout(values)
     for key in ("model.dtype", "model.param_dtype"):
-        if flat[key] == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
+        if values[key] == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
             raise UserError(f"{key} is float64, which jax has only with the environment variable JAX_ENABLE_X64=1")
 
 
-def _check_layout(flat: Mapping[str, Any]) -> None:
-    layout, position = flat["data.layout"], flat["model.position"]
+def _check_layout(values: Mapping[str, Any]) -> None:
+    layout, position = values["data.layout"], values["model.position"]
     if layout not in ("packed", "stream"):
         raise UserError(f"data.layout is {layout!r}; it must be 'packed' or 'stream'")
-    if layout == "packed" and (flat["model.memory_len"] or flat["eval.memory_len"]):
+    if layout == "packed" and (values["model.memory_len"] or values["eval.memory_len"]):
         raise UserError(
             "a memory (model.memory_len, eval.memory_len) goes on from row to row: it needs data.layout=stream"
         )
-    if flat["eval.memory_len"] and position != "transformer_xl":
+    if values["eval.memory_len"] and position != "transformer_xl":
         raise UserError(
-            f"eval.memory_len {flat['eval.memory_len']} needs model.position=transformer_xl, not {position}"
+            f"eval.memory_len {values['eval.memory_len']} needs model.position=transformer_xl, not {position}"
         )
-    if layout == "stream" and flat["eval.num_rows"]:
+    if layout == "stream" and values["eval.num_rows"]:
         raise UserError("eval.num_rows takes rows here and there, which a stream has not: it needs data.layout=packed")
 
 
@@ -336,7 +340,7 @@ def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Iterable[str]) -> list[str]:
     """Which keys differ, as "key: old -> new", except the groups and keys that may change on resuming."""
-    old_flat, new_flat = _flat(old), _flat(new)
+    old_flat, new_flat = flat(old), flat(new)
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())
@@ -344,11 +348,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Iter
     ]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's values by their dotted keys."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found

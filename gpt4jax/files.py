@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import uuid
 from typing import Any
 
 from gpt4jax.errors import UserError
@@ -43,9 +44,25 @@ def cache_dir(option: str = "") -> pathlib.Path:
 def replace(path: pathlib.Path, data: bytes | str) -> None:
     """Writes a file as a whole, its folder too: a kill, or another process, leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # the writers may be those of several hosts
     part.write_bytes(data.encode() if isinstance(data, str) else data)
     part.replace(path)
+
+
+class Appender:
+    """Text that is added to a file, and is in it when `write` returns."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("a")
+
+    def write(self, text: str) -> None:
+        """Adds text."""
+        self._file.write(text)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from gpt4jax import files
 from gpt4jax.errors import UserError
 from gpt4jax.signals import INTERRUPTED, TERMINATED, Terminated
 
+FAILED = 1  # what a program ends with that is not the user's doing
 BROKEN_PIPE = 141  # ... for a reader that has gone
 _OF_THE_USER = {  # no space, no permission, no such kind of path
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -100,6 +102,10 @@ def say(line: str) -> None:
         sys.stderr.flush()
 
 
+def silent(line: str) -> None:
+    """In place of `say` where another process says it."""
+
+
 def quiet() -> None:
     """Keeps libraries' own words out of this process's.
 
@@ -113,8 +119,9 @@ def quiet() -> None:
 def main(run: Callable[[Sequence[str]], int]) -> None:
     """Runs a job and exits: 0 if it did its work; an error of the user's in words, without a traceback."""
     quiet()
+    ended = False
     try:
-        status = run(sys.argv[1:])
+        status, ended = run(sys.argv[1:]), True
     except UserError as error:
         say(f"error: {error}")
         status = 2
@@ -130,6 +137,19 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
     except KeyboardInterrupt as stop:
         say("interrupted; nothing that was saved is lost")
         status = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        status = FAILED
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    if not ended and _one_of_several():
+        os._exit(status)  # an ordinary exit would wait for the others, and they for this one
     sys.exit(status)
+
+
+def _one_of_several() -> bool:
+    processes = sys.modules.get("gpt4jax.parallel.processes")
+    return processes is not None and processes.joined()

@@ -1,11 +1,13 @@
 """Trains a decoder: `python -m gpt4jax.train --config configs/quickstart.py --workdir DIR`.
 
-The same command resumes what was interrupted. DIR gets config.json, data.json, metrics.jsonl,
-checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.json.
+The same command resumes what was interrupted. DIR gets config.json, data.json, metrics.jsonl, goodput.jsonl,
+checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.json. On several hosts the same command
+runs on each, and DIR is a folder that all of them see.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import pathlib
 import time
 from collections.abc import Sequence
@@ -31,111 +33,150 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     Raises:
         UserError: what is wrong with the config, the data, the workdir or the state, in words.
     """
+    began = time.monotonic()
     import jax
 
-    from gpt4jax.data import tokenizer
     from gpt4jax.model import flops, parameters
-    from gpt4jax.parallel import mesh as meshes
-    from gpt4jax.parallel import partition
-    from gpt4jax.training import checkpoint, init_from, metrics, objective, optimizer, report, step
+    from gpt4jax.parallel import partition, processes
+    from gpt4jax.training import checkpoint, goodput, init_from, metrics, objective, optimizer, report
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
-    from gpt4jax.training.loop import Loop
+    from gpt4jax.training.loop import Loop, Watch, evaluations
 
-    began = time.monotonic()
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
     workdir = files.user_path(workdir).absolute()
+    clock = goodput.Clock(began)
 
-    # --- What is asked for, checked before anything is written.
-    try:
-        configuration.check_values(config)
-        model_config = configuration.model_config(config)
-        if config.data.seq_len > model_config.max_seq_len:
-            raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
-        eval_rows = config.eval.batch_size or config.batch_size
-        mesh = meshes.make_mesh(config.mesh)
-        partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
-        partition.check(model_config, mesh, eval_rows)
-        tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
-        step.check_lowering(
-            model_config, mesh, config.batch_size // config.optimizer.micro_batches, config.data.seq_len
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    # --- What is asked for, checked before anything is written; by all processes, if there are several.
+    configuration.check_values(config)
+    processes.join(config.mesh, workdir, job.say)
+    say = job.say if processes.first() else job.silent
+    model_config, mesh, tx = _checked(config)
+    if processes.joined():
+        from gpt4jax.scaling.forecast import provenance
+
+        processes.check_same(configuration.flat(config) | {"code and versions": provenance()})
     cache_dir = files.cache_dir(config.data.cache_dir)
-    start = init_from.find(config, model_config, workdir, cache_dir, job.say)
-    workdirs.open_workdir(workdir, config)
-    job.say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
+    start = init_from.find(config, model_config, workdir, cache_dir, say)
+    processes.of_first(lambda: workdirs.open_workdir(workdir, config))
+    say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
 
     # --- Data: tokenized once, then cached.
-    chosen = objective.of(config, model_config, cache_dir, job.say, start.tokenizer)
-    if max(checkpoint.saved_steps(workdir), default=0) > config.num_steps:
-        raise UserError(
-            f"{workdir} is at step {checkpoint.saved_steps(workdir)[-1]}, past num_steps {config.num_steps}"
-        )
-    workdirs.record(workdir, config, chosen.facts)
-    tokenizer.keep(chosen.tokenizer, workdir)
+    chosen = objective.of(config, model_config, cache_dir, say, start.tokenizer)
+    processes.of_first(lambda: workdirs.record(workdir, config, chosen.facts, chosen.tokenizer))
 
     # --- Programs. The state is donated: a step updates it in place.
     shardings = states.state_shardings(model_config, tx, mesh)
-    everywhere = partition.replicated(mesh)
     train_step = jax.jit(
         chosen.step(tx, optimizer.schedule(config.optimizer, config.num_steps)),
-        in_shardings=(shardings, partition.batch_sharding(mesh)), out_shardings=(shardings, everywhere),
-        donate_argnums=0,
+        in_shardings=(shardings, partition.batch_sharding(mesh)),
+        out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
     )  # fmt: skip
-
-    abstract_state = states.abstract_state(model_config, tx, config.batch_size)
-    held = partition.bytes_per_device(abstract_state, shardings)
-    kinds = "parameters, memory and moments" if model_config.memory_len else "parameters and moments"
-    job.say(f"{kinds}: {held / 2**20:,.1f} MiB a device")
-
-    # --- State: restored in the order that checkpoint.py writes down, or taken from weights, or drawn from the seed.
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state, shardings,
+        states.abstract_state(model_config, tx, config.batch_size), shardings,
     )  # fmt: skip
+    say(report.held(abstract, shardings))
+
     with contextlib.ExitStack() as stack:  # whatever happens, a save that has begun is finished
+        # --- State: restored in the order that checkpoint.py writes down, or from weights, or drawn from the seed.
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config.checkpoint.keep)))
-        state = checkpoints.restore(abstract, job.say)
-        if state is None and start.place is not None:
-            begin = partial(states.started_from, config=model_config, optimizer=tx, rows=config.batch_size)
-            new_state = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
-            state = new_state(start.place(shardings.params))
+        with clock("restore"):
+            state = checkpoints.restore(abstract, say)
         if state is None:
-            begin = partial(states.new_state, model_config, tx, config.seed, config.batch_size)
-            state = jax.jit(begin, out_shardings=shardings)()
+            state = _first_state(config, model_config, tx, shardings, start)
         first_step = int(state.step)
         if first_step:
-            job.say(f"resumed at step {first_step}")
-        history = metrics.rewind(workdir, first_step)
+            say(f"resumed at step {first_step}")
+        evaluated = processes.of_first(lambda: evaluations(metrics.rewind(workdir, first_step)))
 
         # --- Steps.
-        writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir, first_step)))
-        progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
+        writer: metrics.MetricWriter | metrics.Silent = metrics.Silent()
+        progress: metrics.Progress | metrics.Silent = metrics.Silent()
+        journal = None
+        if processes.first():
+            writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir, first_step)))
+            progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
+            journal = stack.enter_context(contextlib.closing(goodput.Journal(clock, workdir, first_step)))
         log = TrainLog(
             writer, progress, every=config.eval.log_every_steps,
             flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
             peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
         )  # fmt: skip
         measure = chosen.evaluation(mesh, shardings)
-        loop = Loop(config, mesh, chosen.rows, chosen.batch_of, train_step, measure, checkpoints, log, writer, progress)
-        with jax.set_mesh(mesh), signals.StopRequest() as stop:
-            state = loop.run(state, history, stop, workdir / "profile" if profile else None)
-            checkpoints.wait()
+        loop = Loop(
+            config, mesh, chosen.rows, chosen.batch_of, train_step, measure, checkpoints, log, writer, progress,
+            Watch(clock, journal),
+        )  # fmt: skip
+        dog = stack.enter_context(contextlib.closing(processes.Watchdog(config.mesh.stall_seconds, _stalled)))
+        together = processes.stop_together if processes.joined() else None
+        with jax.set_mesh(mesh), signals.StopRequest(together=together, on_poll=dog.beat) as stop:
+            state = loop.run(state, evaluated, stop, workdir / "profile" if profile and processes.first() else None)
+            with clock("save"):
+                checkpoints.wait()
+        clock.switch("step")
+        if journal is not None:
+            journal.line(int(state.step))
 
     # --- The end: a short sample and a summary.
     if stop.received is not None and not loop.finished:
-        job.say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
+        say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
         return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
-    if config.eval.sample_prompt and model_config.position == "transformer_xl":
-        job.say('no sample: the engine that decodes has no Transformer-XL memory (eval.sample_prompt="" asks for none)')
-    elif config.eval.sample_prompt and jax.process_count() == 1:
-        print(report.sample(model_config, state.params, chosen.tokenizer, config), flush=True)
-    print(report.summary(config, parameters.count(model_config)["total"], loop, log, time.monotonic() - began, workdir))
+    sample = report.sample(model_config, state.params, chosen.tokenizer, config, say)
+    if processes.first():
+        seconds = time.monotonic() - began
+        summary = report.summary(config, parameters.count(model_config)["total"], loop, log, seconds, workdir)
+        print(sample, summary, sep="\n" if sample else "", flush=True)
     return 0
+
+
+def _checked(config):
+    """(decoder's config, mesh, optimizer) of a run's config.
+
+    Raises:
+        UserError: what does not fit together.
+    """
+    from gpt4jax.parallel import mesh as meshes
+    from gpt4jax.parallel import partition
+    from gpt4jax.training import optimizer, step
+
+    try:
+        model_config = configuration.model_config(config)
+        if config.data.seq_len > model_config.max_seq_len:
+            raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
+        mesh = meshes.make_mesh(config.mesh)
+        micro_batches = config.optimizer.micro_batches
+        partition.check(model_config, mesh, config.batch_size, micro_batches)
+        partition.check(model_config, mesh, config.eval.batch_size or config.batch_size)
+        tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
+        step.check_lowering(model_config, mesh, config.batch_size // micro_batches, config.data.seq_len)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return model_config, mesh, tx
+
+
+def _first_state(config, model_config, tx, shardings, start):
+    """The state before the first step: from the weights that the config names, or drawn from its seed."""
+    import jax
+
+    from gpt4jax.training import state as states
+
+    if start.place is None:
+        begin = partial(states.new_state, model_config, tx, config.seed, config.batch_size)
+        return jax.jit(begin, out_shardings=shardings)()
+    begin = partial(states.started_from, config=model_config, optimizer=tx, rows=config.batch_size)
+    return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(start.place(shardings.params))
+
+
+def _stalled() -> None:
+    """Ends a run in which nothing happens any more."""
+    from gpt4jax.parallel import processes
+
+    job.say("error: no step and no batch of an evaluation for mesh.stall_seconds; each thread stands here:")
+    faulthandler.dump_traceback(all_threads=True)
+    processes.leave(job.FAILED)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_model_group_and_dataclass_agree():
 )
 def test_overrides(override, key, value):
     config = configuration.load(str(ROOT / "configs" / "quickstart.py"), [override])
-    found = configuration._flat(config)[key]
+    found = configuration.flat(config)[key]
     assert (list(found) if isinstance(found, tuple | list) else found) == (
         list(value) if isinstance(value, tuple) else value
     )

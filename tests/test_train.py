@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from gpt4jax.training import metrics
+from gpt4jax.training import goodput, metrics
 from tests.runs import ROOT, TINY, assert_same_state, command, environment, final_state, run, write_corpus
 
 STEPS = 24
@@ -63,7 +63,11 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["18", "24"]
     assert list(workdir.glob("events.out.tfevents.*"))
     assert list((workdir / "profile").rglob("*.xplane.pb"))
-    assert "parameters and moments: 0.4 MiB a device" in done.stderr
+    assert "a device holds, MiB: parameters 0.1, optimizer 0.3" in done.stderr
+    assert re.search(r"activations and gradients: \d+\.\d MiB a device", done.stderr)
+    found = goodput.account(goodput.read(workdir))
+    assert found.starts == 1 and found.seconds["lost"] == found.seconds["down"] == 0
+    assert sum(found.seconds.values()) == pytest.approx(found.wall, rel=1e-3) and found.seconds["step"] > 0
     line = metrics.read(workdir)[-2]
     assert {"train/loss", "train/bits_per_byte", "learning/grad_norm", "perf/tokens_per_second"} < line.keys()
     assert evaluations(workdir)[24] < evaluations(workdir)[8] < losses(workdir)[1]

@@ -57,9 +57,13 @@ def build(
     tokenizer: Tokenizer,
     folder: pathlib.Path,
     shard_bytes: int,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
 ) -> TokenCache:
     """Tokenizes what is not yet in `folder`; a shard appears whole or not at all.
+
+    With `share` (i, n) this process makes every n-th shard from the i-th on; `wait` returns when all processes are at
+    this place.
 
     Raises:
         UserError: no usable document, or a tokenizer that changes a text.
@@ -80,10 +84,10 @@ def build(
         raise UserError("the data set has no usable document")
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(sizes, shard_bytes)
-    for number, shard in enumerate(shards):
+    for number in range(share[0], len(shards), share[1]):
         if not _path(folder, number, "tokens").is_file():
-            _write_shard(documents, shard, tokenizer, folder, number)
-        progress(number + 1, len(shards))
+            _write_shard(documents, shards[number], tokenizer, folder, number)
+    wait()
     offsets = [_load(folder, number, "offsets") for number in range(len(shards))]
     totals = {
         "documents": sum(map(bool, sizes)),
@@ -92,7 +96,8 @@ def build(
         "pairs": sum(int(starts[-1]) for starts in offsets),
         "bytes": sum(sizes),
     }
-    files.replace(summary, json.dumps({"num_shards": len(shards), "totals": totals, "not_utf8": not_utf8}))
+    if share[0] == 0:
+        files.replace(summary, json.dumps({"num_shards": len(shards), "totals": totals, "not_utf8": not_utf8}))
     return TokenCache(folder, len(shards), totals, not_utf8)
 
 
@@ -183,6 +188,12 @@ class PackedRows:
         size = self._token_bytes[arrays["targets"]] - self._dummy * (arrays["tokens"] == self._end)
         arrays["bytes"] = np.where(arrays["segment_ids"] > 0, size, 0)
         return arrays
+
+
+def plan_rows(cache: TokenCache, seq_len: int, share: tuple[int, int] = (0, 1)) -> None:
+    """Packs into rows of `seq_len` what is not packed yet, and keeps the plans; `share` as in `build`."""
+    for number in range(share[0], cache.num_shards, share[1]):
+        _shard_plan(cache.folder, number, seq_len)
 
 
 def _shard_plan(folder: pathlib.Path, number: int, seq_len: int) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from gpt4jax.data import cache, corpora, is_utf8, stream, tokenizer
 from gpt4jax.errors import UserError
+from gpt4jax.parallel import processes
 
 
 class TextData(NamedTuple):
@@ -40,7 +41,7 @@ def load(
     Raises:
         UserError: no such data set or tokenizer, no usable document, a vocabulary above the model's.
     """
-    corpus = corpora.prepare(options, cache_dir)
+    corpus = processes.first_then_others(lambda: corpora.prepare(options, cache_dir))
     for line in corpus.skipped:
         say(f"{options.dataset}: skipped {line}")
 
@@ -53,7 +54,9 @@ def load(
             if size >= tokenizer.BPE_TRAIN_BYTES:
                 return
 
-    tok = foreign or tokenizer.get(options.tokenizer, cache_dir, train_texts, corpus.fingerprint)
+    tok = foreign or processes.first_then_others(
+        lambda: tokenizer.get(options.tokenizer, cache_dir, train_texts, corpus.fingerprint)
+    )
     if tok.vocab_size > vocab_size:
         raise UserError(f"tokenizer {tok.name} has {tok.vocab_size} ids, above model.vocab_size {vocab_size}")
     folder = cache.cache_folder(cache_dir, corpus.name, corpus.fingerprint, tok, options.shard_bytes)
@@ -61,13 +64,19 @@ def load(
     facts["tokenizer_fingerprint"] = tok.fingerprint
     rows: dict[str, cache.PackedRows] = {}
     streams: dict[str, stream.Documents] = {}
+    together = processes.joined() and processes.see_the_same(folder)
+    if processes.joined() and not together:
+        say(f"{folder} is not one folder for all processes (data.cache_dir): each makes all of it for itself")
     for split, documents in corpus.splits.items():
-        built = cache.build(documents, tok, folder / split, options.shard_bytes)
+        share, wait = (processes.share(), processes.wait) if together else ((0, 1), lambda: None)
+        built = cache.build(documents, tok, folder / split, options.shard_bytes, share, wait)
         facts[split] = built.totals
         if options.layout == "stream":
             streams[split] = cache.documents(built, tok, options.seq_len)
             shape = f"streams in rows of {options.seq_len}"
         else:
+            cache.plan_rows(built, options.seq_len, share)
+            wait()
             rows[split] = cache.PackedRows(built, tok, options.seq_len)
             shape = f"{len(rows[split]):,} rows of {options.seq_len}"
         totals = built.totals

@@ -210,7 +210,7 @@ def _settle(queue, stop, compiled: str) -> None:
     job.quiet()
     _stopped.append(stop)
     place = queue.get()
-    os.environ.update(place.environment)
+    os.environ.update(place.environment, JAX_NUM_PROCESSES="1")  # a run of its own, on whatever cluster this is
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else the user has one

@@ -10,13 +10,19 @@ The restore order:
 2. A damaged one is named, moved to `damaged/<step>` (never deleted), and the one before is tried.
 3. All damaged: an error. The run doesn't start again over what it had.
 4. None at all: the initial state, from the seed.
+
+Of several processes each writes what its devices hold; the first seals, and what the order above decides is decided
+for all: each reads its share of the files to check them.
 """
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +31,7 @@ import orbax.checkpoint as ocp
 from gpt4jax import model
 from gpt4jax.errors import UserError
 from gpt4jax.model.parameters import Params
+from gpt4jax.parallel import processes
 from gpt4jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
@@ -37,6 +44,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int):
         self.workdir = workdir
         self.folder = workdir / "checkpoints"
+        self.restored = False  # whether the run goes on from a checkpoint
         self._saving = False
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -104,32 +112,40 @@ class Checkpoints:
 
     def _seal(self) -> None:
         for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            manifest = {str(path.relative_to(folder)): digest for path, digest in _digests(folder).items()}
+            paths = _sealed(folder)
+            manifest = {
+                str(path.relative_to(folder)): digest for path, digest in zip(paths, _digests(paths), strict=True)
+            }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
     def restore(self, abstract: TrainState, say: Callable[[str], None]) -> TrainState | None:
         """The newest sound state, laid out as `abstract` (shapes with shardings) is; None if nothing was saved.
 
+        All processes must call this.
+
         Raises:
             UserError: every checkpoint is damaged.
         """
-        steps = saved_steps(self.workdir)
-        for step in reversed(steps):
-            reason = damage(self.folder / str(step))
+        for step in reversed(processes.of_first(lambda: saved_steps(self.workdir))):
+            reasons = processes.of_all(damage(self.folder / str(step), processes.share()))
+            reason = next((each for each in reasons if each is not None), None)
             if reason is None:
                 like = {"params": abstract.params, "rest": _rest(abstract)}
                 args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
                 items = self._manager.restore(step, args=ocp.args.Composite(**args))
+                self.restored = True
                 return TrainState(params=items["params"], **items["rest"])
-            say(f"the checkpoint of step {step} is damaged ({reason}): moved to {self._set_aside(step)}")
-        if (self.workdir / "damaged").is_dir():  # now or in an earlier attempt
+            aside = processes.of_first(partial(self._set_aside, step))
+            self._manager.reload()
+            say(f"the checkpoint of step {step} is damaged ({reason}): moved to {aside}")
+        if processes.of_first((self.workdir / "damaged").is_dir):  # now or in an earlier attempt
             raise UserError(
                 f"every checkpoint of {self.workdir} is damaged; they are in {self.workdir / 'damaged'}: "
                 "remove that folder to start from the first step, and lose them"
             )
         return None
 
-    def _set_aside(self, step: int) -> pathlib.Path:
+    def _set_aside(self, step: int) -> str:
         target = self.workdir / "damaged" / str(step)
         number = 1
         while target.exists():
@@ -137,8 +153,7 @@ class Checkpoints:
             target = self.workdir / "damaged" / f"{step}-{number}"
         target.parent.mkdir(exist_ok=True)
         shutil.move(self.folder / str(step), target)
-        self._manager.reload()
-        return target
+        return str(target)
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
@@ -176,28 +191,39 @@ def load_params(
     raise UserError(f"{workdir} holds no sound checkpoint")
 
 
-def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, by its manifest; None if nothing is."""
+def damage(folder: pathlib.Path, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a checkpoint's files, by its manifest; None if nothing is.
+
+    With `share` (i, n) only every n-th file, from the i-th on, is read; which there are, is always looked at.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
-    found = {str(path.relative_to(folder)): digest for path, digest in _digests(folder).items()}
-    for name in sorted(manifest.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if manifest.get(name) != found[name]:
+    paths = {str(path.relative_to(folder)): path for path in _sealed(folder)}
+    strange = sorted(manifest.keys() ^ paths.keys())
+    if strange:
+        return f"{strange[0]} is {'missing' if strange[0] in manifest else 'not in its manifest'}"
+    own = sorted(paths)[share[0] :: share[1]]
+    for name, digest in zip(own, _digests([paths[name] for name in own]), strict=True):
+        if manifest[name] != digest:
             return f"{name} does not match its checksum"
     return None
 
 
-def _digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:
-    out = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in _NOT_SEALED:
-            with path.open("rb") as file:
-                out[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    return out
+def _sealed(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOT_SEALED)
+
+
+def _digests(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The sha256 of each file, several at a time: hashing leaves Python to other threads."""
+
+    def of(path: pathlib.Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(of, paths))
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:

@@ -92,7 +92,7 @@ def evaluation_of(
         class_ce /= np.linalg.norm(class_ce, axis=-1, keepdims=True)
         seen = []
         for batch, count in _stacked(rows, batch_size):
-            if stop.received is not None:
+            if stop.poll():
                 return None
             seen.append(np.asarray(image_of(params, Images.of(batch)))[:count])
         image_ne = np.concatenate(seen)

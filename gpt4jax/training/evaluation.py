@@ -22,7 +22,7 @@ def of_text(config, mesh, data, eval_step, right_step, no_memory) -> Callable[[A
     def run(params, stop) -> Found:
         totals, memory = [], no_memory()
         for batch in _batches(config, mesh, data.of("eval")):
-            if stop.received is not None:
+            if stop.poll():
                 return None
             sums, memory = eval_step(params, Batch.of(batch), memory)
             totals.append(sums)
@@ -48,9 +48,9 @@ def answered(params, rows, batches: Iterator[Mapping[str, jax.Array]], right_ste
     """
     wrong, seen = np.zeros((2, len(rows.tasks) + 1), bool)
     for batch in batches:
-        if stop.received is not None:
+        if stop.poll():
             return None
-        right_bt, answers_bt = jax.device_get((right_step(params, Batch.of(batch)), batch["answers"]))
+        right_bt, answers_bt = jax.device_get(right_step(params, Batch.of(batch), batch["answers"]))
         wrong[answers_bt[~right_bt]] = True
         seen[answers_bt] = True
     rests = rows.rests_on > 0

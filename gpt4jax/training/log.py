@@ -11,7 +11,7 @@ import jax
 
 from gpt4jax.errors import UserError
 from gpt4jax.model.flops import mfu
-from gpt4jax.training.metrics import MetricWriter, Progress
+from gpt4jax.training.metrics import MetricWriter, Progress, Silent
 from gpt4jax.training.step import bits_per_byte
 
 
@@ -23,8 +23,8 @@ class TrainLog:
 
     def __init__(
         self,
-        writer: MetricWriter,
-        progress: Progress,
+        writer: MetricWriter | Silent,
+        progress: Progress | Silent,
         *,
         every: int,
         flops_per_token: float,

@@ -3,61 +3,89 @@
 import math
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gpt4jax.data import loader
 from gpt4jax.parallel import partition
-from gpt4jax.training import evaluation
+from gpt4jax.training import evaluation, goodput
+
+
+class Watch(NamedTuple):
+    """What keeps watch over a run's time (`goodput`)."""
+
+    clock: goodput.Clock
+    journal: goodput.Journal | None  # of the first process
 
 
 class Loop:
     """The steps of a run with its evaluations and saves, and what stops it."""
 
-    def __init__(self, config, mesh, rows, batch_of, train_step, evaluation_of, checkpoints, log, writer, progress):
+    def __init__(
+        self, config, mesh, rows, batch_of, train_step, evaluation_of, checkpoints, log, writer, progress, watch: Watch
+    ):  # fmt: skip
         self.config, self.mesh, self.rows, self.batch_of = config, mesh, rows, batch_of
         self.train_step, self.evaluation_of = train_step, evaluation_of
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
+        self.clock, self.journal = watch
         self.finished = False
+        self._compiled: jax.stages.Compiled | None = None
         self.evaluation: dict[str, float] = {}  # the newest
 
-    def run(self, state, history, stop, profile_dir):
-        """Trains from `state` to the last step, or until asked to stop; the returned state is saved."""
+    def run(self, state, evaluated, stop, profile_dir):
+        """Trains from `state` to the last step, or until asked to stop; the returned state is saved.
+
+        `evaluated` has the `evaluations` of earlier starts, which are not done again.
+        """
         config, first_step = self.config, int(state.step)
+        self.clock.switch("step")
+        done = {line["step"]: line for line in evaluated}
         batches = loader.train_batches(
             self.rows, seed=config.seed, batch_size=config.batch_size, first_step=first_step,
             num_steps=config.num_steps, sharding=partition.batch_sharding(self.mesh), prefetch=config.data.prefetch,
         )  # fmt: skip
-        saved = self.checkpoints.latest()
-        evaluated = {line["step"]: line for line in history if "eval/heldout/loss" in line}
-        self.evaluation = evaluated.get(first_step, {})
+        saved = first_step if self.checkpoints.restored else None
+        self.evaluation = done.get(first_step, {})
         tracer = Tracer(profile_dir, first_step, self.progress.say)
         for step in range(first_step, config.num_steps + 1):
             # Step `step` is done; a resumed run may have been stopped just here.
             last = step == config.num_steps
             foreign = step == 0 and bool(config.init_from)  # how good are they before any step of ours?
-            if (foreign or _due(step, config.eval.eval_every_steps, last)) and step not in evaluated:
+            if (foreign or _due(step, config.eval.eval_every_steps, last)) and step not in done:
                 self.evaluate(state.params, step, stop)
-            due = _due(step, config.checkpoint.checkpoint_every_steps, last) or stop.received is not None
-            if due and step != saved:
+            stopping = stop.poll()  # asked once: what is saved and what ends the run must be the same step
+            if (_due(step, config.checkpoint.checkpoint_every_steps, last) or stopping) and step != saved:
                 self.save(state)
-            if last or stop.received is not None:
+            if last or stopping:
                 break
             waiting = time.monotonic()
-            batch = next(batches)
+            with self.clock("data_wait"):
+                batch = next(batches)
             waited = time.monotonic() - waiting
             tracer.before(step)
-            state, scalars = self.train_step(state, self.batch_of(batch))
+            state, scalars = self._program(state, self.batch_of(batch))
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
             self.checkpoints.check()  # rather now than at the next save, hours of training later
+            if self.journal is not None:
+                self.journal.line(step + 1, now=False)
         tracer.close()
         self.log.flush(end=True)
         self.finished = step == config.num_steps and (stop.received is None or bool(self.evaluation))
         return state
+
+    def _program(self, state, batch):
+        """A step; the first one compiles it, and says what that found out."""
+        if self._compiled is None:
+            with self.clock("compile"):
+                self._compiled = self.train_step.lower(state, batch).compile()
+            memory = self._compiled.memory_analysis()
+            if memory is not None:
+                self.progress.say(f"activations and gradients: {memory.temp_size_in_bytes / 2**20:,.1f} MiB a device")
+        return self._compiled(state, batch)
 
     def save(self, state):
         """Starts to write a checkpoint, unless the parameters are not finite.
@@ -65,16 +93,18 @@ class Loop:
         The loss of a step is that of the parameters before it: a finite one says nothing of what is saved.
         """
         self.log.flush()
-        with self.log.paused():
+        with self.log.paused(), self.clock("save"):
             if not _all_finite(state.params):
                 self.log.not_finite(int(state.step), "parameters that are not finite")
             self.checkpoints.save(state)
+        if self.journal is not None:
+            self.journal.line(int(state.step))
 
     def evaluate(self, params, step, stop):
         """One pass over what is held out; given up if asked to stop, to be done on resuming."""
         self.log.flush()
         self.evaluation = {}
-        with self.log.paused():
+        with self.log.paused(), self.clock("evaluation"):
             found = self.evaluation_of(params, stop)
         if found is None:
             return
@@ -83,6 +113,11 @@ class Loop:
         self.evaluation = found
         self.writer.write(step, found)
         self.progress.say(f"step {step}: {evaluation.words(found)}")
+
+
+def evaluations(lines: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Those of the lines of metrics.jsonl that are of evaluations."""
+    return [line for line in lines if "eval/heldout/loss" in line]
 
 
 @jax.jit

@@ -21,7 +21,7 @@ class MetricWriter:
     """Appends scalars to metrics.jsonl (one object a line: "step" and slash-named floats) and TensorBoard events."""
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
-        self._file = (workdir / "metrics.jsonl").open("a")
+        self._file = files.Appender(workdir / "metrics.jsonl")
         # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it forever.
         self._events = EventsWriter(str(workdir / "events"))
         # TensorBoard drops the points that an earlier start of the run drew after this step.
@@ -29,9 +29,8 @@ class MetricWriter:
         self._events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One line, on disk when this returns."""
+        """One line, on a local disk when this returns."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
         for name, value in scalars.items():
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._events.flush()
@@ -56,6 +55,18 @@ def rewind(workdir: pathlib.Path, step: int) -> list[dict[str, float]]:
     if path.is_file():
         files.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
+
+
+class Silent:
+    """Takes what a process has to say that is not the first of its run."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def report(self, step: int, facts: str) -> None: ...
+
+    def say(self, line: str) -> None: ...
 
 
 class Progress:

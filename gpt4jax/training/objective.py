@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gpt4jax import model
 from gpt4jax.data import captioned, images, interleaved, multimodal, pairs, text, tokenizer
 from gpt4jax.errors import UserError
-from gpt4jax.parallel import partition
+from gpt4jax.parallel import partition, processes
 from gpt4jax.training import contrastive, evaluation, step
 from gpt4jax.training.state import TrainState
 
@@ -47,11 +47,12 @@ def of(config, model_config: model.Config, cache_dir: pathlib.Path, say: Say, fo
         UserError: what is wrong with the data.
     """
     if model_config.vision is not None and model_config.vision.clip_dim:
-        return _contrastive(config, model_config, cache_dir, say)
+        return processes.first_then_others(lambda: _contrastive(config, model_config, cache_dir, say))
     if model_config.vision is None:
         data = text.load(config.data, model_config.vocab_size, cache_dir, say, foreign)
     else:
-        data = multimodal.load(config.data, model_config.vision, model_config.vocab_size, cache_dir, say)
+        options = config.data, model_config.vision, model_config.vocab_size, cache_dir, say
+        data = processes.first_then_others(lambda: multimodal.load(*options))
 
     return Objective(
         data.tokenizer, data.facts, data.of("train"), step.Batch.of, partial(language_step, config, model_config),
@@ -95,9 +96,10 @@ def _language_evaluation(config, model_config, data, mesh, shardings):
         partial(step.eval_step, eval_config),
         in_shardings=(shardings.params, rows, behind), out_shardings=(everywhere, behind), donate_argnums=2,
     )  # fmt: skip
-    right_step = jax.jit(
-        partial(step.right_step, eval_config), in_shardings=(shardings.params, rows), out_shardings=everywhere
-    )
+    right_step = jax.jit(  # the answers' places beside it, so that every process has those of all rows
+        lambda params, batch, answers_bt: (step.right_step(eval_config, params, batch), answers_bt),
+        in_shardings=(shardings.params, rows, rows), out_shardings=everywhere,
+    )  # fmt: skip
     no_memory = jax.jit(
         lambda: model.init_memory(eval_config, eval_rows) if eval_config.memory_len else None, out_shardings=behind
     )

@@ -1,16 +1,21 @@
 """What a run says before its first step and after its last."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
 from gpt4jax.model.axes import RULES
 from gpt4jax.model.parameters import count
+from gpt4jax.parallel import partition, processes
 from gpt4jax.training.evaluation import words
 from gpt4jax.training.loop import Loop
 from gpt4jax.training.metrics import duration, peak_memory_bytes
+from gpt4jax.training.state import TrainState
 
 
 def describe(model_config, mesh, config) -> str:
@@ -29,14 +34,44 @@ def describe(model_config, mesh, config) -> str:
     )
 
 
-def sample(model_config, params, tokenizer, config) -> str:
-    """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches."""
+def held(abstract_state: TrainState, shardings: TrainState) -> str:
+    """What of the state a device holds."""
+    mebibytes = {
+        name: partition.bytes_per_device(getattr(abstract_state, name), getattr(shardings, name)) / 2**20
+        for name in ("params", "moments", "memory")
+    }
+    names = {"params": "parameters", "moments": "optimizer", "memory": "memory"}
+    return "a device holds, MiB: " + ", ".join(f"{names[name]} {size:,.1f}" for name, size in mebibytes.items() if size)
+
+
+def sample(model_config, params, tokenizer, config, say: Callable[[str], None]) -> str:
+    """The prompt of the config and a continuation by the parameters as they are, as far as the model reaches.
+
+    All processes must call this: their shards of the parameters come together in each. It is the first that decodes.
+    """
+    if not config.eval.sample_prompt:
+        return ""
+    if model_config.position == "transformer_xl":
+        say('no sample: the engine that decodes has no Transformer-XL memory (eval.sample_prompt="" asks for none)')
+        return ""
+    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if room is not None and size > room / 2:
+        say(f"no sample: {size / 2**30:.1f} GiB of parameters do not fit one device (gpt4jax.sample --tensor splits)")
+        return ""
+    gathered = jax.tree.map(_on_host, params)
+    if not processes.first():
+        return ""
     prompt = tokenizer.prompt(config.eval.sample_prompt)[: model_config.max_seq_len - 1]
     max_tokens = min(config.eval.sample_tokens, model_config.max_seq_len - len(prompt))
-    params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
+    params = jax.device_put(gathered, jax.local_devices()[0])
     engine = Engine(model_config, params, tokenizer=tokenizer, rows=1, max_len=len(prompt) + max_tokens, consume=True)
     request = Request(prompt, max_tokens, temperature=0.8, top_p=0.95, seed=config.seed)
     return f"--- a sample\n{config.eval.sample_prompt}{engine.generate([request])[0].text}\n---"
+
+
+def _on_host(leaf: jax.Array) -> np.ndarray:
+    return multihost_utils.process_allgather(leaf, tiled=True) if processes.joined() else jax.device_get(leaf)
 
 
 def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: pathlib.Path) -> str:

@@ -10,7 +10,9 @@ import ml_collections
 
 from gpt4jax import config as configuration
 from gpt4jax import files
+from gpt4jax.data import tokenizer
 from gpt4jax.errors import UserError
+from gpt4jax.training import checkpoint
 
 MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "data.cache_dir", "data.prefetch")
 
@@ -31,7 +33,7 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         raise UserError(f"the workdir {workdir} can't be created or written: {error.strerror}") from error
     # data.json is written once the data are ready; before that a run has nothing to lose, and its config may change.
     if "data.json" not in there:
-        if [name for name in there if name != "config.json" and not re.fullmatch(r"\w+\.json\.\d+\.part", name)]:
+        if [name for name in there if not re.fullmatch(r"config\.json|joining|\w+\.json\.[0-9a-f]+\.part", name)]:
             raise UserError(f"{workdir} is not empty and no run of gpt4jax; choose another")
         if saved.is_file():  # killed between the two files, or somebody else's config
             configuration.from_json(saved)
@@ -45,12 +47,17 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         )
 
 
-def record(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any]) -> None:
-    """Writes config.json and data.json, after checking that the data are those that the run was begun with.
+def record(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any], of_run: tokenizer.Tokenizer
+) -> None:
+    """Writes config.json, data.json and the tokenizer, after checking that the run was begun with these data.
 
     Raises:
-        UserError: they are not.
+        UserError: it was not, or it is past its last step.
     """
+    newest = max(checkpoint.saved_steps(workdir), default=0)
+    if newest > config.num_steps:
+        raise UserError(f"{workdir} is at step {newest}, past num_steps {config.num_steps}")
     path = workdir / "data.json"
     if path.is_file():
         try:
@@ -65,3 +72,4 @@ def record(workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict
             )
     files.replace(workdir / "config.json", configuration.to_json(config))
     files.replace(path, json.dumps(facts, indent=2) + "\n")
+    tokenizer.keep(of_run, workdir)

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt4jax.training.evaluation import answered
 
-NOBODY = types.SimpleNamespace(received=None)
+NOBODY = types.SimpleNamespace(poll=lambda: False)
 
 
 def counted(right, answers, tasks=("description", "a", "b", "a"), rests_on=(0, 1, 1, 0)):
@@ -15,7 +15,9 @@ def counted(right, answers, tasks=("description", "a", "b", "a"), rests_on=(0, 1
     row = np.array([answers])
     names = ("tokens", "targets", "segment_ids", "positions", "bytes", "answers")
     batches = [dict.fromkeys(names, row)]
-    return answered(None, rows, iter(batches), lambda params, batch: np.array([right], bool), NOBODY)
+    return answered(
+        None, rows, iter(batches), lambda params, batch, answers: (np.array([right], bool), answers), NOBODY
+    )
 
 
 def test_an_answer_is_right_if_all_its_tokens_are():

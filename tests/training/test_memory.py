@@ -87,7 +87,7 @@ def test_evaluation_carries_the_memory_from_batch_to_batch(tmp_path):
 
     data = SimpleNamespace(of=lambda split: documents, asked={})
     measure = evaluation.of_text(config, mesh, data, eval_step, None, lambda: 5)
-    measure(None, SimpleNamespace(received=None))
+    measure(None, SimpleNamespace(poll=lambda: False))
     assert seen == [5 + i for i in range(Streams(documents, config.batch_size, None).steps_per_epoch)] and seen[3:]
 
 
