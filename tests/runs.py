@@ -46,7 +46,10 @@ def final_state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     arrays = {}
     with ocp.PyTreeCheckpointer() as reader:
         for item in ("params", "rest"):
-            tree = reader.restore((workdir / "checkpoints" / str(step) / item).absolute())
+            folder = (workdir / "checkpoints" / str(step) / item).absolute()
+            shapes = reader.metadata(folder).item_metadata.tree
+            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)  # whatever devices wrote it
+            tree = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=host))
             for path, leaf in jax.tree.leaves_with_path(tree):
                 arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays

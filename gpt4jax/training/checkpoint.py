@@ -80,8 +80,12 @@ class Checkpoints:
         """
         # Not Orbax's check_for_errors while it saves: that takes the error away from the thread which, seeing
         # none, would go on and remove an older checkpoint.
-        if self._saving and not self._manager.is_saving_in_progress():
+        if self._saving and not self.saving():
             self.wait()
+
+    def saving(self) -> bool:
+        """Whether a save is under way."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Waits until the last save is on disk.

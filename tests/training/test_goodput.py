@@ -84,14 +84,18 @@ def test_a_journal_is_read_back_and_a_cut_line_is_left_out(tmp_path):
     wall.now = 1000.0
     journal = goodput.Journal(clock, tmp_path, 3, wall)
     for step in range(4, 8):
-        time.passes(2)
-        wall.passes(2)
-        journal.line(step, now=False)  # every five seconds at most
+        time.passes(0.6)
+        wall.passes(0.6)
+        journal.line(step, now=False)  # every second at most
     journal.close()
     with (tmp_path / goodput.FILE).open("a") as file:
         file.write('{"start": 1000.0, "st')
     found = goodput.read(tmp_path)
-    assert [(each["step"], each["time"], each["seconds"]["start_up"]) for each in found] == [(3, 1000, 0), (6, 1006, 6)]
+    assert [(each["step"], each["time"], each["seconds"]["start_up"]) for each in found] == [
+        (3, 1000, 0),
+        (5, 1001.2, 1.2),
+        (7, 1002.4, 2.4),
+    ]
     (tmp_path / goodput.FILE).write_text(json.dumps({"step": 1}) + "\n")
     with pytest.raises(UserError, match="holds no line yet"):
         goodput.read(tmp_path)
