@@ -83,7 +83,7 @@ class Cluster:
         told = 0  # how many of the signals were passed on
         failed: int | None = None
         until = float("inf")
-        while any(process.poll() is None for process in self._processes):
+        while None in [process.poll() for process in self._processes]:  # asks all: not up to the first that runs
             if len(stop) > told:  # the first: as a platform takes machines back; the second: at once
                 self._send(signal.SIGTERM if told == 0 else signal.SIGKILL)
                 told, until = len(stop), min(until, time.monotonic() + grace)

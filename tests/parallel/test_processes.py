@@ -129,6 +129,19 @@ def test_a_launcher_says_who_speaks_and_starts_again_with_a_bound(tmp_path, capf
     assert err.decode().count("a process ended with status 3") == 2
 
 
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_launcher_kills_what_does_not_end_with_the_others(stopped, monkeypatch, capfd):
+    monkeypatch.setattr(launch.signal, "signal", lambda number, handler: None)
+    program = (
+        "import os, signal, sys\n"
+        f"if os.environ['JAX_PROCESS_ID'] == '{stopped}': os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "sys.exit(4)\n"
+    )
+    since = time.monotonic()
+    assert launch.main(["--processes", "2", "--grace", "0.5", "--", "python", "-c", program]) == 4
+    assert time.monotonic() - since < 20 and "did not end within 0.5 s: killed" in capfd.readouterr().err
+
+
 def test_stop_requests_of_several_processes_come_from_their_agreement():
     from gpt4jax.signals import StopRequest
 
