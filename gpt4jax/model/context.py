@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from gpt4jax.model import axes, blockwise
 from gpt4jax.model.arrangement import At, Where, cut
 from gpt4jax.model.blockwise import Passes, Sums
-from gpt4jax.model.mask_algebra import atoms
+from gpt4jax.model.mask_algebra import anywhere, atoms
 from gpt4jax.model.masks import EMPTY, FULL, Full, Mask, SameBlock, Summary, Together
 from gpt4jax.model.parts import Part, split, without_windows
 
@@ -56,6 +56,15 @@ def order(length: int, shards: int) -> np.ndarray:
     """The places of a row's tokens as the shards have them, one after another."""
     chunks = np.arange(length).reshape(2 * shards, -1)
     return np.concatenate([chunks[list(chunks_of(shard, shards))].ravel() for shard in range(shards)])
+
+
+def pairs(mask: Mask, length: int, shards: int) -> list[int]:
+    """How many pairs each shard's queries see: its work."""
+    chunk = length // (2 * shards)
+    return [
+        sum(mask.pairs(chunk, length, offset=number * chunk) for number in chunks_of(shard, shards))
+        for shard in range(shards)
+    ]
 
 
 def spread(a_bt: jax.Array) -> jax.Array:
@@ -272,9 +281,11 @@ def _of_pair(mask: Mask, indices: tuple[int, ...], plain: bool, distance: int, c
         elif part.kind == "summary":
             keys = part.room
         kind = part.plan.block(part.offset, part.offset + queries, 0, keys)
+        # Which of these are seen gathered keys do not say themselves.
+        of_chunks = anywhere(part.mask).block(distance * chunk, (distance + 1) * chunk, 0, chunk)
         if kind == FULL:  # wherever they stand: the same for all such pairs
             part = dataclasses.replace(part, plan=Full(), offset=0)
-        if kind != EMPTY:
+        if kind != EMPTY and of_chunks != EMPTY:
             found.append(part)
     return tuple(found)
 

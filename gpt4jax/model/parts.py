@@ -127,9 +127,10 @@ def split(
                 continue  # there is no block before the last
             known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in atoms(own))
             exact = plain and known and bool(own(np.asarray(stride), np.asarray(0)))
-            plan = Anywhere(Full()) if apart and not plain else Compacted(stride, count, exact)
-            summaries = indices or (index,)
-            out.append(Part("summary", own, plan, offset, stride, count=count, indices=summaries, room=room))
+            lost = apart and not plain  # is where blocks begin
+            plan = Anywhere(Full()) if lost else Compacted(stride, count, exact)
+            options = dict(count=count, indices=indices or (index,), room=room)
+            out.append(Part("summary", own, plan, 0 if lost else offset, stride, **options))
             shown = shown & Summary(stride, count, index)
         else:
             out.append(_whole(own, clauses, plain, offset, q_len, k_len))
