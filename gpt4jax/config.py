@@ -56,6 +56,7 @@ def default() -> ml_collections.ConfigDict:
     m.qk_norm = False  # RMSNorm on each head's queries and keys
     m.attention = ("dense",)  # cycle of patterns over the layers: gpt4jax/model/patterns.py, "banded:256" for one
     m.attention_lowering = "auto"  # by backend; or "blockwise", "tpu", "gpu", "cudnn", "reference"
+    m.context_method = "gather"  # over mesh.context: of all keys before, or "ring": keys go round (model/context.py)
     m.attention_soft_cap = 0.0  # attention scores are bounded to +- this; 0: unbounded
     m.logit_soft_cap = 0.0  # output logits are bounded to +- this; 0: unbounded
     m.dropout = 0.0  # on the embedding and on what each sub-layer adds to the residual stream
@@ -125,7 +126,7 @@ def default() -> ml_collections.ConfigDict:
     s.data = -1  # copies of the parameters; -1: all devices that the others leave
     s.fsdp = 1  # shards of parameters and batch
     s.tensor = 1  # shards of heads, MLP and vocabulary
-    s.context = 1  # shards of each row's tokens
+    s.context = 1  # shards of each row's tokens, and of the parameters too
     s.slices = 0  # TPU slices that `data` lies over; 0: as many as there are
     s.join_seconds = 300.0  # that processes wait for each other at the start
     s.heartbeat_seconds = 30.0  # without a sign of life from a process, after which all end

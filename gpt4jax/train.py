@@ -147,11 +147,11 @@ def _checked(config):
         if config.data.seq_len > model_config.max_seq_len:
             raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
         mesh = meshes.make_mesh(config.mesh)
-        micro_batches = config.optimizer.micro_batches
-        partition.check(model_config, mesh, config.batch_size, micro_batches)
-        partition.check(model_config, mesh, config.eval.batch_size or config.batch_size)
+        micro_batches, seq_len = config.optimizer.micro_batches, config.data.seq_len
+        partition.check(model_config, mesh, config.batch_size, micro_batches, seq_len)
+        partition.check(model_config, mesh, config.eval.batch_size or config.batch_size, seq_len=seq_len)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
-        step.check_lowering(model_config, mesh, config.batch_size // micro_batches, config.data.seq_len)
+        step.check_lowering(model_config, mesh, config.batch_size // micro_batches, seq_len)
     except ValueError as error:
         raise UserError(str(error)) from error
     return model_config, mesh, tx

@@ -23,6 +23,8 @@ class Where(NamedTuple):
 
     `image_bs` has the positions of the first and the last token of the image that a token belongs to, both (B, S);
     of a token of none the last is below the first. `masks.Together` asks for it.
+
+    `head_k` has the numbers of the key/value heads that are here, if a device has some of them alone.
     """
 
     position_bs: jax.Array | None = None
@@ -30,11 +32,19 @@ class Where(NamedTuple):
     token_bs: jax.Array | None = None
     before_bs: jax.Array | None = None
     image_bs: tuple[jax.Array, jax.Array] | None = None
+    head_k: jax.Array | None = None
 
     @property
     def plain(self) -> bool:
         """Whether a row is one segment, and the position of a token its place in it."""
         return self.position_bs is None and self.segment_bs is None
+
+
+class At(NamedTuple):
+    """The places of the first query and of the first key in the row that a `Where` describes."""
+
+    query: int | jax.Array = 0
+    key: int | jax.Array = 0
 
 
 def follows(q_pos: jax.Array, k_pos: jax.Array, q_token: jax.Array, k_before: jax.Array) -> jax.Array:
@@ -52,28 +62,35 @@ class Tokens(NamedTuple):
     image: tuple[jax.Array, jax.Array] | None = None  # of queries: their image's first and last position
 
 
-def query_tokens(part: Part, where: Where, offset: int, q_len: int, k_len: int) -> Tokens:
+def cut(x: jax.Array, start: int | jax.Array, size: int, axis: int) -> jax.Array:
+    """So many places of an axis from `start` on, which may be known only to the program."""
+    if isinstance(start, int):
+        return jax.lax.slice_in_dim(x, start, start + size, axis=axis % x.ndim)
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis=axis % x.ndim)
+
+
+def query_tokens(part: Part, where: Where, at: At, q_len: int, k_len: int) -> Tokens:
     """Of the queries of a part's rows."""
 
     def take(a_bs):
-        return None if a_bs is None else query_rows(part, a_bs[:, None, None, offset : offset + q_len, None])
+        return None if a_bs is None else query_rows(part, cut(a_bs, at.query, q_len, 1)[:, None, None, :, None])
 
     image = None if where.image_bs is None else (take(where.image_bs[0]), take(where.image_bs[1]))
     return Tokens(take(_positions(where, k_len)), take(where.segment_bs), take(where.token_bs), None, image)
 
 
-def key_tokens(part: Part, where: Where, q_len: int, k_len: int, places: jax.Array | None) -> Tokens:
+def key_tokens(part: Part, where: Where, at: At, q_len: int, k_len: int, places: jax.Array | None) -> Tokens:
     """Of the keys of a part's rows; `places` as `summaries` gives them."""
 
     def take(a_bs):
-        return None if a_bs is None else key_rows(part, a_bs[:, None, :, None], q_len, places)
+        return None if a_bs is None else key_rows(part, cut(a_bs, at.key, k_len, 1)[:, None, :, None], q_len, places)
 
     valid = None
     if part.kind == "summary":
         assert places is not None
         valid = (places < k_len)[None, ..., None]
     elif _padded(part, q_len, k_len):
-        valid = take(jnp.ones((1, k_len), bool))
+        valid = key_rows(part, jnp.ones((1, 1, k_len, 1), bool), q_len, places)
     return Tokens(take(_positions(where, k_len)), take(where.segment_bs), take(where.before_bs), valid)
 
 
@@ -81,25 +98,28 @@ def _positions(where: Where, k_len: int) -> jax.Array:
     return jnp.arange(k_len)[None] if where.position_bs is None else where.position_bs
 
 
-def summaries(part: Part, where: Where, k_len: int) -> jax.Array | None:
-    """The places (B, K or 1, C) of the summaries that later blocks see; k_len where there are no more.
+def summaries(part: Part, where: Where, at: At, k_len: int) -> jax.Array | None:
+    """The places (B, K or 1, C) among the keys of the summaries that later blocks see; k_len where there are no more.
 
     A summary counts if a token of the next block, in the same segment, is there to see it. Then each takes part in a
-    whole block of the row, and there are never more than count * (k_len - 1) // stride of them.
+    whole block of the row, and there are never more than count * (S - 1) // stride of them in a row of S tokens.
     """
     if part.kind != "summary":
         return None
-    stride, place_s = part.stride, jnp.arange(k_len)
     position_bs, segment_bs = _positions(where, k_len), where.segment_bs
-    next_bs = place_s + stride - position_bs % stride  # the place of the next block's first token
-    seen_bs = next_bs < k_len
+    stride, s = part.stride, position_bs.shape[1]
+    next_bs = jnp.arange(s) + stride - position_bs % stride  # the place of the next block's first token
+    seen_bs = next_bs < s
     if segment_bs is not None:
         segment_bs, next_bs = jnp.broadcast_arrays(segment_bs, next_bs)
-        seen_bs &= jnp.take_along_axis(segment_bs, jnp.minimum(next_bs, k_len - 1), axis=1) == segment_bs
-    first_k = stride - part.count * (jnp.asarray(part.indices) + 1)
+        seen_bs &= jnp.take_along_axis(segment_bs, jnp.minimum(next_bs, s - 1), axis=1) == segment_bs
+    index_k = jnp.asarray(part.indices)
+    if where.head_k is not None and len(part.indices) > 1:
+        index_k = index_k[where.head_k]
+    first_k = stride - part.count * (index_k + 1)
     inside_bks = (position_bs[:, None] % stride - first_k[:, None]) % stride < part.count
-    rank_bks = jnp.cumsum(inside_bks & seen_bs[:, None], axis=-1)
-    wanted_c = jnp.arange(1, part.count * ((k_len - 1) // stride) + 1)
+    rank_bks = jnp.cumsum(cut(inside_bks & seen_bs[:, None], at.key, k_len, -1), axis=-1)
+    wanted_c = jnp.arange(1, part.room + 1)
     find = jax.vmap(jax.vmap(lambda rank_s: jnp.searchsorted(rank_s, wanted_c)))
     return find(rank_bks)
 
@@ -134,7 +154,7 @@ def key_rows(part: Part, x: jax.Array, q_len: int, places: jax.Array | None) -> 
     if part.kind == "residue":
         return _residues(x, part.stride, 0)
     if part.kind == "local":
-        return _blocks(x, part.stride)
+        return _blocks(x[..., part.start : part.start + q_len, :], part.stride)
     if part.kind == "window":
         first, end, low, high = _reach(part, q_len, x.shape[-2])
         return _pad(jax.lax.slice_in_dim(x, first, end, axis=x.ndim - 2), low, high)[None]
@@ -159,13 +179,16 @@ def from_key_rows(part: Part, x: jax.Array, q_len: int, k_len: int, places: jax.
         at = jnp.arange(b)[:, None, None], jnp.arange(k)[:, None], jnp.broadcast_to(places, (b, k, c))
         return jnp.zeros((b, k, k_len, x.shape[-1]), x.dtype).at[at].add(x[0], mode="drop")
     x = jnp.moveaxis(x, 0, -2 if part.kind == "residue" else -3)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :k_len, :]
+    x = x.reshape(*x.shape[:-3], -1, x.shape[-1])
+    if part.kind == "local":
+        return _pad(x[..., :q_len, :], part.start, k_len - part.start - q_len)
+    return x[..., :k_len, :]
 
 
 def _padded(part: Part, q_len: int, k_len: int) -> bool:
     if part.kind == "window":
         return any(_reach(part, q_len, k_len)[2:])
-    return part.kind != "whole" and k_len % part.stride != 0
+    return part.kind != "whole" and (q_len if part.kind == "local" else k_len) % part.stride != 0
 
 
 def _reach(part: Part, q_len: int, k_len: int) -> tuple[int, int, int, int]:

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import blockwise as blocks
-from gpt4jax.model import parts
+from gpt4jax.model import context, parts
 from gpt4jax.model.arrangement import Where, follows
+from gpt4jax.model.axes import shards
 from gpt4jax.model.kernels import cudnn, gpu, tiling, tpu
 from gpt4jax.model.masks import Mask, shown
 
@@ -37,6 +38,7 @@ def attend(
     offset: int = 0,
     soft_cap: float = 0.0,
     lowering: str = "auto",
+    over: str = "",
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys that the mask shows in the query's own segment: (B, T, N, H).
 
@@ -51,6 +53,9 @@ def attend(
     GPUs "cudnn", "gpu" or "blockwise", elsewhere "blockwise". A program that is compiled for another backend than the
     default one names its lowering.
 
+    `over`: the method of `gpt4jax.model.context` by which tokens lie over the mesh axis `context`, in its order, while
+    `where` has them in the row's; "": they lie on one device.
+
     Raises:
         ValueError: sizes that do not fit together, or a lowering that does not exist or cannot do what is asked.
     """
@@ -62,21 +67,27 @@ def attend(
     of_heads = [mask] * kv_heads if isinstance(mask, Mask) else list(mask)
     if len(of_heads) != kv_heads:
         raise ValueError(f"there are {len(of_heads)} masks for {kv_heads} key/value heads: one for all, or one each")
-    name = _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap)
+    if over and (offset or t != s):
+        raise ValueError(
+            f"{t} queries of {s} keys: where rows lie over the mesh axis context there are as many of both"
+        )
+    name = _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap, over)
     if name == "reference":
         return reference(q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap)
     if name == "cudnn":
         return cudnn.attention(q_btnh, k_bskh, v_bskh, of_heads[0])
     passes = {"blockwise": blocks.TILES, "tpu": tpu.PASSES, "gpu": gpu.PASSES}[name]
-    return by_parts(passes, q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap)
+    return by_parts(passes, q_btnh, k_bskh, v_bskh, of_heads, where, offset, soft_cap, over)
 
 
-def _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap) -> str:
+def _chosen(lowering, q_btnh, k_bskh, of_heads, where, offset, soft_cap, over) -> str:
     """The lowering that is asked for, or for "auto" the backend's first that can."""
 
     def refusal(name: str) -> str | None:
         if name in ("tpu", "gpu"):
             return tiling.refusal(q_btnh.dtype, of_heads)
+        if over and name in ("reference", "cudnn"):
+            return "rows over the mesh axis context"
         if name == "cudnn":
             return cudnn.refusal(q_btnh, k_bskh, of_heads, where, offset, soft_cap)
         return None
@@ -129,6 +140,7 @@ def by_parts(
     where: Where,
     offset: int,
     soft_cap: float,
+    over: str,
 ) -> jax.Array:
     """By parts of the mask and tiles of each (`gpt4jax.model.blockwise`); heads of one pattern together."""
     t, s = q_btnh.shape[1], k_bskh.shape[1]
@@ -136,12 +148,16 @@ def by_parts(
     done: list[jax.Array] = []
     order: list[int] = []
     for heads, mask, indices in parts.head_groups(of_heads):
-        own = parts.split(mask, indices, where.plain, offset, t, s)
-        own = own if passes is blocks.TILES else parts.without_windows(own)
         some = len(heads) < len(of_heads)
         q, k, v = (a[:, jnp.asarray(heads)] if some else a for a in (q_bkgth, k_bksh, v_bksh))
-        done.append(blocks.attention(passes, own, offset, soft_cap, q, k, v, where))
         order += heads
+        if over:
+            plan = context.Plan(over, passes, mask, indices, where.plain, soft_cap, shards("act_len"))
+            done.append(context.attention(plan, q, k, v, where))
+            continue
+        own = parts.split(mask, indices, where.plain, offset, t, s)
+        own = own if passes is blocks.TILES else parts.without_windows(own)
+        done.append(blocks.attention(passes, own, offset, soft_cap, q, k, v, where))
     y_bkgth = done[0] if len(done) == 1 else jnp.concatenate(done, axis=1)[:, jnp.argsort(jnp.asarray(order))]
     return by_token(y_bkgth)
 

@@ -4,26 +4,30 @@ It stands at the bottom of the package because the decoder constrains its activa
 `gpt4jax.parallel.partition` shards parameters and batches by the same table.
 """
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 # Parameters and activations have two separate sets of names: FSDP shards a parameter's embed axis
-# over the same devices that hold different rows of the batch.
+# over the same devices that hold different rows of the batch, or different tokens of a row.
 RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "positions": (),
     "patch": (),  # pixels of a patch, or its levels
     "head_dim": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "norm": (),
     "act_batch": ("data", "fsdp"),
-    "act_len": (),
+    "act_len": ("context",),
+    "act_patches": (),  # of images, which a row has beside its tokens
+    "act_cache": (),  # tokens that are over: of a KV cache or a memory
     "act_embed": (),
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
@@ -47,6 +51,12 @@ def spec(axes: tuple[str, ...]) -> PartitionSpec:
     if twice:
         raise ValueError(f"logical axes {axes} collide: mesh axis {twice[0]!r} would shard more than one of them")
     return PartitionSpec(*(RULES[axis] or None for axis in axes))
+
+
+def shards(axis: str) -> int:
+    """Into how many parts the mesh in use (`jax.set_mesh`) divides a logical axis; without a mesh, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES[axis])
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:

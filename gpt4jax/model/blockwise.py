@@ -19,8 +19,10 @@ import jax.numpy as jnp
 
 from gpt4jax.model import tiles
 from gpt4jax.model.arrangement import (
+    At,
     Tokens,
     Where,
+    cut,
     follows,
     from_key_rows,
     from_query_rows,
@@ -73,47 +75,65 @@ def attention(
     return _forward(passes, parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where)[0]
 
 
-def _forward(passes, parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
+def sums(passes, parts, at: At, soft_cap, q_bkgth, k_bksh, v_bksh, where) -> Sums | None:
+    """Of queries and keys that stand at some places of a row; of no parts None."""
     q_len, k_len = q_bkgth.shape[3], k_bksh.shape[2]
-    stable = jnp.promote_types(q_bkgth.dtype, jnp.float32)
-    sums = None
+    found = None
     for part in parts:
-        places = summaries(part, where, k_len)
-        q_rows = query_rows(part, q_bkgth), query_tokens(part, where, offset, q_len, k_len)
+        places = summaries(part, where, at, k_len)
+        q_rows = query_rows(part, q_bkgth), query_tokens(part, where, at, q_len, k_len)
         keys = tuple(key_rows(part, a, q_len, places) for a in (k_bksh, v_bksh))
-        k_rows = *keys, key_tokens(part, where, q_len, k_len, places)
+        k_rows = *keys, key_tokens(part, where, at, q_len, k_len, places)
         new = passes.sums(part, soft_cap, q_rows, k_rows)
         new = Sums(*(from_query_rows(part, leaf, q_len) for leaf in new))
-        sums = new if sums is None else join(sums, new)
-    if sums is None:
-        return jnp.zeros_like(q_bkgth), (q_bkgth, k_bksh, v_bksh, where, None, None)
+        found = new if found is None else join(found, new)
+    return found
+
+
+def finished(found: Sums, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The result of all keys' sums, and the log-sum-exp of its scores."""
     # A query without keys has a total of 0, and zeros as its sum.
-    y_bkgth = (sums.out / jnp.where(sums.total == 0, 1, sums.total)).astype(v_bksh.dtype)
-    log_sum_bkgt1 = sums.top + jnp.log(jnp.where(sums.total == 0, 1, sums.total))
+    total = jnp.where(found.total == 0, 1, found.total)
+    return (found.out / total).astype(dtype), found.top + jnp.log(total)
+
+
+def inner_product(y_bkgth: jax.Array, dy_bkgth: jax.Array) -> jax.Array:
+    """Sum over keys of weight * its gradient, as a product of outputs (FlashAttention, appendix B): (B, K, G, T, 1)."""
+    stable = jnp.promote_types(y_bkgth.dtype, jnp.float32)
+    return jnp.sum(dy_bkgth.astype(stable) * y_bkgth, axis=-1, keepdims=True)
+
+
+def gradients(passes, parts, at: At, soft_cap, queries, k_bksh, v_bksh, where) -> tuple[jax.Array, ...]:
+    """Of q, k and v in the stable type, from queries (q, dy, log-sum-exp, inner) and keys as `sums` has them."""
+    q_len, k_len = queries[0].shape[3], k_bksh.shape[2]
+    stable = jnp.promote_types(k_bksh.dtype, jnp.float32)
+    grads = tuple(jnp.zeros(a.shape, stable) for a in (queries[0], k_bksh, v_bksh))
+    for i, part in enumerate(parts):
+        places = summaries(part, where, at, k_len)
+        q_rows = *(query_rows(part, a) for a in queries), query_tokens(part, where, at, q_len, k_len)
+        keys = tuple(key_rows(part, a, q_len, places) for a in (k_bksh, v_bksh))
+        k_rows = *keys, key_tokens(part, where, at, q_len, k_len, places)
+        dq, dk, dv = passes.gradients(part, soft_cap, q_rows, k_rows)
+        dk, dv = (from_key_rows(part, d, q_len, k_len, places) for d in (dk, dv))
+        new = from_query_rows(part, dq, q_len), dk, dv
+        grads = new if i == 0 else tuple(a + b for a, b in zip(grads, new, strict=True))
+    return grads
+
+
+def _forward(passes, parts, offset, soft_cap, q_bkgth, k_bksh, v_bksh, where):
+    found = sums(passes, parts, At(offset), soft_cap, q_bkgth, k_bksh, v_bksh, where)
+    if found is None:
+        return jnp.zeros_like(q_bkgth), (q_bkgth, k_bksh, v_bksh, where, None, None)
+    y_bkgth, log_sum_bkgt1 = finished(found, v_bksh.dtype)
+    stable = jnp.promote_types(q_bkgth.dtype, jnp.float32)
     return y_bkgth, (q_bkgth, k_bksh, v_bksh, where, y_bkgth, log_sum_bkgt1.astype(stable))
 
 
 def _backward(passes, parts, offset, soft_cap, residuals, dy_bkgth):
     q_bkgth, k_bksh, v_bksh, where, y_bkgth, log_sum_bkgt1 = residuals
-    q_len, k_len = q_bkgth.shape[3], k_bksh.shape[2]
-    stable = jnp.promote_types(q_bkgth.dtype, jnp.float32)
-    grads = [jnp.zeros(a.shape, stable) for a in (q_bkgth, k_bksh, v_bksh)]
-    if y_bkgth is None:
-        return *(d.astype(a.dtype) for d, a in zip(grads, residuals, strict=False)), None
-    # sum over keys of weight * its gradient, as a product of outputs (FlashAttention, appendix B)
-    inner_bkgt1 = jnp.sum(dy_bkgth.astype(stable) * y_bkgth, axis=-1, keepdims=True)
-    for i, part in enumerate(parts):
-        places = summaries(part, where, k_len)
-        q_rows = (
-            *(query_rows(part, a) for a in (q_bkgth, dy_bkgth, log_sum_bkgt1, inner_bkgt1)),
-            query_tokens(part, where, offset, q_len, k_len),
-        )
-        keys = tuple(key_rows(part, a, q_len, places) for a in (k_bksh, v_bksh))
-        k_rows = *keys, key_tokens(part, where, q_len, k_len, places)
-        dq, dk, dv = passes.gradients(part, soft_cap, q_rows, k_rows)
-        dk, dv = (from_key_rows(part, d, q_len, k_len, places) for d in (dk, dv))
-        new = from_query_rows(part, dq, q_len), dk, dv
-        grads = list(new) if i == 0 else [a + b for a, b in zip(grads, new, strict=True)]
+    inner_bkgt1 = None if y_bkgth is None else inner_product(y_bkgth, dy_bkgth)
+    queries = q_bkgth, dy_bkgth, log_sum_bkgt1, inner_bkgt1  # of no parts nothing is read
+    grads = gradients(passes, parts, At(offset), soft_cap, queries, k_bksh, v_bksh, where)
     return *(d.astype(a.dtype) for d, a in zip(grads, (q_bkgth, k_bksh, v_bksh), strict=True)), None
 
 
@@ -298,13 +318,7 @@ def _pad_tiles(size: int, q_chunk: Any, k_chunk: Any) -> tuple[Any, Any]:
 
 def _slice(tree: Any, start: Any, size: int, axis: int = -2) -> Any:
     """Places start to start + size of every array."""
-
-    def take(x):
-        if isinstance(start, int):
-            return jax.lax.slice_in_dim(x, start, start + size, axis=axis % x.ndim)
-        return jax.lax.dynamic_slice_in_dim(x, start, size, axis=axis % x.ndim)
-
-    return jax.tree.map(take, tree)
+    return jax.tree.map(lambda x: cut(x, start, size, axis), tree)
 
 
 def _update(x: jax.Array, new: jax.Array, start: Any, axis: int = -2) -> jax.Array:

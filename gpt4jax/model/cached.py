@@ -15,7 +15,7 @@ from gpt4jax.model.axes import constrain
 from gpt4jax.model.masks import Mask, shown
 
 CACHE_BLOCK = 128  # places of a KV cache that are read at once
-CACHE_AXES = ("act_batch", "act_kv_heads", "act_len", "act_head_dim")
+CACHE_AXES = ("act_batch", "act_kv_heads", "act_cache", "act_head_dim")
 
 
 class KeysValues(NamedTuple):

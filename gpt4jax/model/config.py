@@ -16,6 +16,7 @@ CHOICES = {
     "rope_scaling": ("none", "linear", "llama3", "yarn"),
     "activation": ("gelu", "swiglu", "quick_gelu"),
     "attention_lowering": ("auto", *LOWERINGS),
+    "context_method": ("gather", "ring"),
     "layers": ("scan", "unroll"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16", "float64"),
@@ -67,6 +68,7 @@ class Config:
     qk_norm: bool = False
     attention: tuple[str, ...] = ("dense",)
     attention_lowering: str = "auto"
+    context_method: str = "gather"
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     dropout: float = 0.0
@@ -83,6 +85,7 @@ class Config:
     vision: VisionConfig | None = None
 
     causal: ClassVar[bool] = True
+    length_axis: ClassVar[str] = "act_len"  # the logical axis of its tokens
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -210,6 +213,7 @@ class EncoderConfig(Config):
     """Layers without a vocabulary in which every token sees every other of its segment."""
 
     causal = False
+    length_axis = "act_patches"
 
 
 def encoder(config: Config) -> EncoderConfig:

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt4jax.model import cached, layers, mup, patterns, position, transformer_xl, vision
-from gpt4jax.model.axes import constrain
+from gpt4jax.model import cached, context, layers, mup, patterns, position, transformer_xl, vision
+from gpt4jax.model.axes import constrain, shards
 from gpt4jax.model.cached import Cached, KeysValues, Ring, Tree
 from gpt4jax.model.config import Config
 from gpt4jax.model.layers import Matrix, Rows
@@ -50,6 +50,8 @@ class Decoder(nn.Module):
             )
             for group in dict.fromkeys(row.group for row in rows)
         }
+        if self.is_initializing():  # parameters are all that is asked for, under whatever mesh
+            return tokens_bt, None
         return forward(self.config, params, tokens_bt, **options)
 
 
@@ -89,7 +91,8 @@ def features(
 
     Raises:
         ValueError: rows longer than the position table or than the cache takes at once, segment ids or dropout
-            together with a cache, a state that is not this decoder's kind, or images of a decoder without a frontend.
+            together with a cache, a state that is not this decoder's kind, images of a decoder without a frontend, or
+            a mesh whose axis `context` does not divide the rows, or is above 1 for a decoder with a state.
     """
     if images is not None and config.vision is None:
         raise ValueError("this decoder has no image frontend (config.vision is None): images must be None")
@@ -177,7 +180,7 @@ def forward(
 
     # Tables are gathered over fsdp before the look-up, as matrices are before a product: left alone, XLA
     # replicates the activations that it looked up.
-    x_btd = _look_up(params["embed"]["token_vd"], tokens_bt, config.compute_dtype)
+    x_btd = _look_up(params["embed"]["token_vd"], context.spread(tokens_bt), config.compute_dtype)
     edges = None
     if images is not None and config.vision is not None:
         embedded = vision.embed(config, params, images) if isinstance(images, Images) else images
@@ -185,10 +188,10 @@ def forward(
         edges = vision.spans(config.vision, tokens_bt, positions_bt)
     cos_sin = None
     if config.position == "learned":
-        position_td = constrain(params["embed"]["position_td"], "act_len", "act_embed")
-        x_btd += position_td[positions_bt].astype(config.compute_dtype)
+        position_td = constrain(params["embed"]["position_td"], "positions", "act_embed")
+        x_btd += position_td[context.spread(positions_bt)].astype(config.compute_dtype)
     elif config.position == "rope":
-        cos_sin = position.rope_angles(config, positions_bt)
+        cos_sin = position.rope_angles(config, context.spread(positions_bt))
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin, plain=plain, images=edges)
@@ -203,7 +206,7 @@ def forward(
         x_btd, cache = _run_cached(config, params["layers"], x_btd, rows, state)
         state = state._replace(cache=cache, length_b=state.length_b + t)
     final = params["final"]
-    return layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d")), state
+    return context.in_order(layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d"))), state
 
 
 def _look_up(table_vd: jax.Array | Matrix, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -229,6 +232,9 @@ def _check_state(config, t, segment_ids_bt, state, dropout_key) -> None:
         raise ValueError(f"the state of a decoder with position {config.position!r} is {kind}")
     if config.position == "learned" and t > config.max_seq_len:
         raise ValueError(f"rows of {t} tokens do not fit the position table of max_seq_len {config.max_seq_len}")
+    if shards("act_len") > 1 and (recurrent or state is not None):
+        what = "a decoder with position 'transformer_xl'" if recurrent else "a KV cache"
+        raise ValueError(f"{what} can't have its tokens over mesh axis context = {shards('act_len')}; it must be 1")
     if state is None or recurrent:
         return
     if dropout_key is not None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gpt4jax.model import masks, mup, patterns, position, transformer_xl
 from gpt4jax.model.arrangement import Where
 from gpt4jax.model.attention import attend
-from gpt4jax.model.axes import constrain
+from gpt4jax.model.axes import constrain, shards
 from gpt4jax.model.cached import Cached, KeysValues, attend_cached
 from gpt4jax.model.config import Config
 from gpt4jax.model.masks import Mask
@@ -31,7 +31,7 @@ class Matrix(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What every layer needs to know of the rows."""
+    """What every layer needs to know of the rows, in their order (`cos_sin`: in that of x)."""
 
     position_bt: jax.Array
     segment_bt: jax.Array | None
@@ -63,7 +63,7 @@ def linear(x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inp
     """Contracts the last `inputs` axes of x with the first of the kernel, in x's dtype, and adds the bias.
 
     Computed as one (tokens, in) x (in, out) product: with the batch and length axes apart, XLA's CPU
-    back end is 1.5 times slower.
+    back end is 1.5 times slower. They stay apart where both are sharded: one axis can't say that of two.
     """
     lead, width = x.shape[: x.ndim - inputs], math.prod(x.shape[x.ndim - inputs :])
     if isinstance(kernel, Matrix):
@@ -71,7 +71,8 @@ def linear(x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inp
         y = outputs_first(x.reshape(-1, width), kernel, x.dtype)
     else:
         out = kernel.shape[inputs:]
-        y = x.reshape(-1, width) @ kernel.reshape(width, -1).astype(x.dtype)
+        x = x.reshape(*lead, width) if shards("act_len") > 1 else x.reshape(-1, width)
+        y = x @ kernel.reshape(width, -1).astype(x.dtype)
     if bias is not None:
         y = y + bias.reshape(-1).astype(x.dtype)
     return y.reshape(*lead, *out)
@@ -102,9 +103,9 @@ def self_attention(
     q_btnh = linear(x_btd, p["query_dnh"], p.get("query_bias_nh"))
     k_btkh = linear(x_btd, p["key_dkh"], p.get("key_bias_kh"))
     v_btkh = linear(x_btd, p["value_dkh"], p.get("value_bias_kh"))
-    q_btnh = constrain(q_btnh, "act_batch", "act_len", "act_heads", "act_head_dim")
-    k_btkh = constrain(k_btkh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
-    v_btkh = constrain(v_btkh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
+    q_btnh = constrain(q_btnh, "act_batch", config.length_axis, "act_heads", "act_head_dim")
+    k_btkh = constrain(k_btkh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
+    v_btkh = constrain(v_btkh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
     if config.qk_norm:  # Dehghani et al. 2023, with RMSNorm over each head
         q_btnh = _head_norm(config, q_btnh, p["query_norm_h"])
         k_btkh = _head_norm(config, k_btkh, p["key_norm_h"])
@@ -127,7 +128,8 @@ def self_attention(
         tokens = (rows.token_bt, rows.before_bt) if induction else (None, None)
         where = Where(None if rows.plain else rows.position_bt, rows.segment_bt, *tokens, rows.images)
         lowering = config.attention_lowering
-        y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap, lowering=lowering)
+        over = config.context_method if shards(config.length_axis) > 1 else ""
+        y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap, lowering=lowering, over=over)
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
 
 
@@ -156,9 +158,9 @@ def relative_attention(config: Config, pattern: str, p: Layer, x_bsd: jax.Array,
     q_btnh = linear(x_bsd[:, -t:], p["query_dnh"], p.get("query_bias_nh"))
     k_bskh = linear(x_bsd, p["key_dkh"], p.get("key_bias_kh"))
     v_bskh = linear(x_bsd, p["value_dkh"], p.get("value_bias_kh"))
-    q_btnh = constrain(q_btnh, "act_batch", "act_len", "act_heads", "act_head_dim")
-    k_bskh = constrain(k_bskh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
-    v_bskh = constrain(v_bskh, "act_batch", "act_len", "act_kv_heads", "act_head_dim")
+    q_btnh = constrain(q_btnh, "act_batch", config.length_axis, "act_heads", "act_head_dim")
+    k_bskh = constrain(k_bskh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
+    v_bskh = constrain(v_bskh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
     relative_skh = linear(rows.keys.distance_sd.astype(x_bsd.dtype), p["relative_dkh"], None)
     by = mup.multipliers(config).attention
     content_btnh, distance_btnh = (
@@ -189,7 +191,7 @@ def mlp(config: Config, p: Layer, x_btd: jax.Array) -> jax.Array:
         hidden_btf = _swiglu(linear(x_btd, p["gate_df"], p.get("gate_bias_f")), hidden_btf)
     else:
         hidden_btf = (_gelu if config.activation == "gelu" else _quick_gelu)(hidden_btf)
-    hidden_btf = constrain(hidden_btf, "act_batch", "act_len", "act_mlp")
+    hidden_btf = constrain(hidden_btf, "act_batch", config.length_axis, "act_mlp")
     return linear(hidden_btf, p["down_fd"], p.get("down_bias_d"))
 
 
@@ -230,7 +232,11 @@ def block(
         y_btd, cache = relative_attention(config, pattern, p, y_bsd, rows), None
     else:
         y_btd, cache = self_attention(config, pattern, p, y_bsd, rows, cached)
-    x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), "act_batch", "act_len", "act_embed")
+    x_btd = constrain(
+        x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), "act_batch", config.length_axis, "act_embed"
+    )
     y_btd = mlp(config, p, norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d")))
-    x_btd = constrain(x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), "act_batch", "act_len", "act_embed")
+    x_btd = constrain(
+        x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), "act_batch", config.length_axis, "act_embed"
+    )
     return x_btd, cache

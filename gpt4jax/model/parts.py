@@ -36,7 +36,9 @@ class Part:
         plan: what bounds them, of places in a row of the arrangement.
         offset: the place of a row's first query among its keys.
         skip: of residues: so many places before the first query, which is not a multiple of the stride.
+        start: of local blocks: the place of their first key.
         count, indices: of summaries: how many a block has, and which, for each head (or one for all).
+        room: of summaries: how many there can be.
         block: of a window: its queries; it begins `before` keys before the first and ends `after` after the last.
     """
 
@@ -46,8 +48,10 @@ class Part:
     offset: int
     stride: int = 1
     skip: int = 0
+    start: int = 0
     count: int = 0
     indices: tuple[int, ...] = ()
+    room: int = 0
     block: int = 0
     before: int = 0
     after: int = 0
@@ -92,11 +96,16 @@ def head_groups(of_heads: Sequence[Mask]) -> list[tuple[tuple[int, ...], Mask, t
 
 
 @lru_cache(maxsize=256)
-def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len: int, k_len: int) -> tuple[Part, ...]:
+def split(
+    mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len: int, k_len: int, apart: bool = False
+) -> tuple[Part, ...]:
     """The parts of a mask for q_len queries, from place `offset` on, and k_len keys.
 
     `plain` says that positions are places of the row; in packed rows they are not, and only what is known of
     distances bounds the pairs. `indices`: the summaries of each head, as `head_groups` has them.
+
+    `apart`: the keys are those of a chunk of the row, and places are counted from its first; the queries need not be
+    among them. Then the strides of a `plain` mask that knows blocks must divide the chunk's place.
     """
     if k_len <= SPLIT_ABOVE and not indices:
         return (Part("whole", mask, mask if plain else anywhere(mask), offset),)
@@ -111,12 +120,17 @@ def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len:
             shown = shown & Strided(key[1])
         elif key[0] == "summary":
             _, stride, count, index = key
-            if k_len <= stride:
+            room = count * ((k_len - 1) // stride)
+            if apart:  # those of the last block are seen by queries of other chunks
+                room = count * (k_len // stride) + min(count, k_len % stride)
+            if not room:
                 continue  # there is no block before the last
             known = all(isinstance(atom, Causal) or atom == SameBlock(stride) for atom in atoms(own))
             exact = plain and known and bool(own(np.asarray(stride), np.asarray(0)))
-            plan = Compacted(stride, count, exact)
-            out.append(Part("summary", own, plan, offset, stride, 0, count, indices or (index,)))
+            lost = apart and not plain  # is where blocks begin
+            plan = Anywhere(Full()) if lost else Compacted(stride, count, exact)
+            options = dict(count=count, indices=indices or (index,), room=room)
+            out.append(Part("summary", own, plan, 0 if lost else offset, stride, **options))
             shown = shown & Summary(stride, count, index)
         else:
             out.append(_whole(own, clauses, plain, offset, q_len, k_len))
@@ -127,10 +141,11 @@ def split(mask: Mask, indices: tuple[int, ...], plain: bool, offset: int, q_len:
 def _whole(mask: Mask, clauses: list[tuple[Mask, ...]], plain: bool, offset: int, q_len: int, k_len: int) -> Part:
     """Rows as they are, or in blocks or windows where the mask shows no others."""
     blocks = set.intersection(*({atom for atom in clause if isinstance(atom, SameBlock)} for clause in clauses))
-    if plain and blocks and not offset and q_len == k_len:
-        stride = min(atom.stride for atom in blocks)
+    stride, end = min((atom.stride for atom in blocks), default=1), offset + q_len
+    within = offset >= 0 and end <= k_len and offset % stride == 0 and (end == k_len or q_len % stride == 0)
+    if plain and blocks and within:
         plan = transform(mask, lambda atom: _in_block(atom, stride))
-        return Part("local", plan if _is_plan(plan) else mask, plan, 0, stride)
+        return Part("local", plan if _is_plan(plan) else mask, plan, 0, stride, start=offset)
     plan = mask if plain else anywhere(mask)
     low, high = plan.distances()
     if math.isfinite(low) and math.isfinite(high) and low <= high:

@@ -76,7 +76,7 @@ def shape(part: Part, length: int) -> tuple[int, int, int]:
         return part.stride, -(-length // part.stride), -(-length // part.stride)
     if part.kind == "local":
         return -(-length // part.stride), part.stride, part.stride
-    return 1, length, part.count * ((length - 1) // part.stride) if part.kind == "summary" else length
+    return 1, length, part.room if part.kind == "summary" else length
 
 
 def _runs(active: np.ndarray) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from gpt4jax.model.axes import constrain
 from gpt4jax.model.config import Config
 from gpt4jax.model.masks import Mask
 
-MEMORY_AXES = ("layers", "act_batch", "act_len", "act_embed")
+MEMORY_AXES = ("layers", "act_batch", "act_cache", "act_embed")
 
 
 class Memory(NamedTuple):

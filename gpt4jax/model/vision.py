@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt4jax.model import layers, masks
+from gpt4jax.model import context, layers, masks
 from gpt4jax.model.arrangement import Where
 from gpt4jax.model.attention import attend
 from gpt4jax.model.axes import constrain
@@ -132,7 +132,7 @@ def _patches(config: Config, vision: VisionConfig, p: Any, images: Images) -> ja
     else:
         x_bpd = layers.linear(x_bpc.astype(config.compute_dtype), p["patch_cd"], p["patch_bias_d"])
     place = p["row_td"][images.row_bp] + p["column_td"][images.column_bp]
-    return constrain(x_bpd + place.astype(x_bpd.dtype), "act_batch", "act_len", "act_embed")
+    return constrain(x_bpd + place.astype(x_bpd.dtype), "act_batch", "act_patches", "act_embed")
 
 
 def encode(config: Config, params: Any, x_bpd: jax.Array, images: Images) -> tuple[jax.Array, jax.Array | None]:
@@ -208,9 +208,13 @@ def resample(config: Config, params: Any, x_bpd: jax.Array, images: Images) -> j
 
 
 def put(vision: VisionConfig, x_btd: jax.Array, tokens_bt: jax.Array, embeddings: Embeddings) -> jax.Array:
-    """Token embeddings with those of images in their places: the i-th image token of a row takes the row's i-th."""
+    """Token embeddings with those of images in their places: the i-th image token of a row takes the row's i-th.
+
+    Tokens come in the row's order, their embeddings as `context.spread` has them.
+    """
     here_bt = tokens_bt == vision.image_token
     index_bt = jnp.clip(jnp.cumsum(here_bt, axis=1) - 1, 0, embeddings.x_bed.shape[1] - 1)
+    here_bt, index_bt = context.spread(here_bt), context.spread(index_bt)
     image_btd = jnp.take_along_axis(embeddings.x_bed.astype(x_btd.dtype), index_bt[..., None], axis=1)
     return jnp.where(here_bt[..., None], image_btd, x_btd)
 

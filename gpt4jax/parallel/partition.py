@@ -6,19 +6,26 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt4jax.model import axes
+from gpt4jax.model import axes, context
 from gpt4jax.model.config import Config
 from gpt4jax.model.parameters import Parameter, table, tree
 from gpt4jax.model.transformer_xl import MEMORY_AXES, Memory
 
 
-def check(config: Config, mesh: Mesh, batch_size: int, micro_batches: int = 1) -> None:
-    """Checks that every parameter and the batch divide over the mesh.
+def check(config: Config, mesh: Mesh, batch_size: int, micro_batches: int = 1, seq_len: int = 0) -> None:
+    """Checks that every parameter and the batch, of rows of `seq_len` tokens (0: not known), divide over the mesh.
 
     Raises:
         ValueError: in words, naming the array, its axis and the mesh axis.
     """
     check_parameters(config, mesh)
+    if mesh.shape[context.AXIS] > 1:
+        if config.position == "transformer_xl":
+            raise ValueError(
+                f"model.position 'transformer_xl' keeps tokens as a memory, which mesh axis {context.AXIS} = "
+                f"{mesh.shape[context.AXIS]} does not divide; it must be 1"
+            )
+        context.check(seq_len, mesh.shape[context.AXIS])
     if batch_size % micro_batches:
         raise ValueError(f"batch_size {batch_size} is not a multiple of optimizer.micro_batches {micro_batches}")
     shards = math.prod(mesh.shape[axis] for axis in axes.RULES["act_batch"])
@@ -64,7 +71,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp: of any array whose first axis is the batch."""
+    """Rows over data and fsdp: of any array whose first axis is the batch.
+
+    All shards of a row have it as a whole: it is integers, which attention asks for every key.
+    """
     return NamedSharding(mesh, axes.spec(("act_batch",)))
 
 

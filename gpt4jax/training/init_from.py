@@ -16,6 +16,7 @@ from gpt4jax.weights import layout
 # How a decoder is computed or trained, not which function of its parameters it is.
 _FREE = (
     "attention_lowering",
+    "context_method",
     "memory_len",
     "dropout",
     "init_std",

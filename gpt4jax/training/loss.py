@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt4jax.model import unembed
-from gpt4jax.model.axes import constrain
+from gpt4jax.model.axes import constrain, shards
 from gpt4jax.model.config import Config
 from gpt4jax.model.parameters import Params
 
@@ -24,15 +24,11 @@ def summed_loss(
 ) -> LossSums:
     """Sum of weight * (nll + z_loss * log(Z)^2) over tokens; Z is the softmax's normaliser (PaLM, section 5).
 
-    Logits exist for `config.loss_chunk_len` positions of each row at a time (0: all at once). The
-    gradient of a chunk is taken while its logits exist, in the forward pass, so that the backward pass
-    neither keeps nor recomputes them. `nll` is a metric: no gradient flows through it.
+    Logits exist for `config.loss_chunk_len` positions of each row at a time (0: all at once), of
+    each of a row's shards an equal part. The gradient of a chunk is taken while its logits exist, in the forward pass,
+    so that the backward pass neither keeps nor recomputes them. `nll` is a metric: no gradient flows through it.
     """
-    t, chunk = x_btd.shape[1], config.loss_chunk_len or x_btd.shape[1]
-    pad = -t % chunk
-    if pad:
-        x_btd = jnp.pad(x_btd, ((0, 0), (0, pad), (0, 0)))
-        targets_bt, weights_bt = (jnp.pad(a, ((0, 0), (0, pad))) for a in (targets_bt, weights_bt))
+    chunk = config.loss_chunk_len or x_btd.shape[1]
     return LossSums(*_chunked(config, z_loss, chunk, _unembedding(config, params), x_btd, targets_bt, weights_bt))
 
 
@@ -53,9 +49,26 @@ def _chunk_sums(config, z_loss, params, x_bcd, targets_bc, weights_bc):
     return nll + z_loss * jnp.sum(jnp.square(log_z_bc) * weights_bc), nll
 
 
-def _chunks(chunk, *arrays):
-    """(B, T, ...) -> (T / chunk, B, chunk, ...) of each array."""
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunk, chunk, *a.shape[2:]), 1, 0) for a in arrays)
+def chunks(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """(B, T, ...) -> (T / chunk, B, chunk, ...) of each array, T padded; of each of the row's shards an equal part."""
+    parts = shards("act_len")
+    each, own = -(-chunk // parts), arrays[0].shape[1] // parts
+
+    def cut(a):
+        a = a.reshape(a.shape[0], parts, own, *a.shape[2:])
+        a = jnp.pad(a, [(0, -own % each if axis == 2 else 0) for axis in range(a.ndim)])
+        a = jnp.moveaxis(a.reshape(*a.shape[:2], -1, each, *a.shape[3:]), 2, 0)
+        return a.reshape(*a.shape[:2], parts * each, *a.shape[4:])
+
+    return tuple(map(cut, arrays))
+
+
+def joined(a: jax.Array, length: int) -> jax.Array:
+    """What `chunks` took apart, without the padding."""
+    n, b, _, *rest = a.shape
+    parts = shards("act_len")
+    a = jnp.moveaxis(a.reshape(n, b, parts, -1, *rest), 0, 2).reshape(b, parts, -1, *rest)
+    return a[:, :, : length // parts].reshape(b, length, *rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -66,7 +79,7 @@ def _chunked(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
         objective, nll = _chunk_sums(config, z_loss, params, *xs)
         return (sums[0] + objective, sums[1] + nll), None
 
-    return jax.lax.scan(body, (zero, zero), _chunks(chunk, x_btd, targets_bt, weights_bt))[0]
+    return jax.lax.scan(body, (zero, zero), chunks(chunk, x_btd, targets_bt, weights_bt))[0]
 
 
 def _chunked_forward(config, z_loss, chunk, params, x_btd, targets_bt, weights_bt):
@@ -83,8 +96,8 @@ def _chunked_forward(config, z_loss, chunk, params, x_btd, targets_bt, weights_b
         d_params = jax.tree.map(lambda total, d: total + d.astype(total.dtype), d_params, d_chunk)
         return ((objective_sum + objective, nll_sum + nll), d_params), dx_bcd
 
-    (sums, d_params), dx_nbcd = jax.lax.scan(body, ((zero, zero), zeros), _chunks(chunk, x_btd, targets_bt, weights_bt))
-    dx_btd = constrain(jnp.moveaxis(dx_nbcd, 0, 1).reshape(x_btd.shape), "act_batch", "act_len", "act_embed")
+    (sums, d_params), dx_nbcd = jax.lax.scan(body, ((zero, zero), zeros), chunks(chunk, x_btd, targets_bt, weights_bt))
+    dx_btd = constrain(joined(dx_nbcd, x_btd.shape[1]), "act_batch", "act_len", "act_embed")
     return sums, (jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, params), dx_btd)
 
 

@@ -115,6 +115,10 @@ def _contrastive(config, model_config: model.Config, cache_dir: pathlib.Path, sa
     """Pairs of `data.dataset` for training; of the captioned images in `data.eval_split` each is to be named."""
     options, vision = config.data, model_config.vision
     assert vision is not None
+    if config.mesh.context != 1:
+        raise UserError(
+            f"mesh.context is {config.mesh.context}; contrastive training has no rows to divide: set it to 1"
+        )
     if config.optimizer.micro_batches != 1:
         raise UserError("optimizer.micro_batches: a contrastive loss is of a whole batch, which has no parts")
     trained, held = (captioned.of(name, cache_dir) for name in (options.dataset, options.eval_split))

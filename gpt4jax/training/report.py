@@ -1,5 +1,6 @@
 """What a run says before its first step and after its last."""
 
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
+from gpt4jax.model import context
 from gpt4jax.model.axes import RULES
 from gpt4jax.model.parameters import count
 from gpt4jax.parallel import partition, processes
@@ -19,18 +21,17 @@ from gpt4jax.training.state import TrainState
 
 
 def describe(model_config, mesh, config) -> str:
-    """The run's arithmetic: parameters, mesh, rows and tokens of a step."""
-    shards = 1
-    for axis in RULES["act_batch"]:
-        shards *= mesh.shape[axis]
-    micro = config.optimizer.micro_batches
+    """The run's arithmetic: parameters, mesh, rows and tokens of a step and of a device."""
+    shards, micro = math.prod(mesh.shape[axis] for axis in RULES["act_batch"]), config.optimizer.micro_batches
+    rows, length, parts = config.batch_size // shards // micro, config.data.seq_len, mesh.shape[context.AXIS]
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    by = f" ({length // parts:,} of each, by {model_config.context_method})" if parts > 1 else ""
     return (
         f"{count(model_config)['total']:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({shape})\n"
-        f"a step: {config.batch_size} rows of {config.data.seq_len} = "
-        f"{config.batch_size * config.data.seq_len:,} tokens, "
-        f"{config.batch_size // shards // micro} rows a shard"
+        f"a step: {config.batch_size} rows of {length} = {config.batch_size * length:,} tokens, "
+        f"{rows} rows a shard"
         + (f" in each of {micro} micro-batches" if micro > 1 else "")
+        + f", {rows * length // parts:,} tokens a device{by}"
     )
 
 

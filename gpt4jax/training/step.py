@@ -14,7 +14,7 @@ from gpt4jax import model
 from gpt4jax.model.axes import constrain
 from gpt4jax.model.parameters import Params
 from gpt4jax.model.vision import Images
-from gpt4jax.training.loss import LossSums, summed_loss
+from gpt4jax.training.loss import LossSums, chunks, joined, summed_loss
 from gpt4jax.training.state import TrainState
 
 
@@ -217,13 +217,13 @@ def right_step(config: model.Config, params: Params, batch: Batch) -> jax.Array:
         config, params, batch.tokens_bt, segment_ids_bt=batch.segment_ids_bt, positions_bt=batch.positions_bt,
         images=batch.images,
     )  # fmt: skip
-    t, chunk = x_btd.shape[1], config.loss_chunk_len or x_btd.shape[1]
     id_v = jnp.arange(config.vocab_size)
     never_v = id_v < 0 if config.vision is None else jnp.abs(id_v - config.vision.image_token) <= 1  # drawn by nobody
 
-    def likeliest(start: int) -> jax.Array:
-        logits_bcv = model.unembed(config, params, x_btd[:, start : start + chunk])
-        return jnp.argmax(jnp.where(never_v, -jnp.inf, logits_bcv), axis=-1)
+    def right(x_bcd: jax.Array, targets_bc: jax.Array) -> jax.Array:
+        logits_bcv = model.unembed(config, params, x_bcd)
+        return jnp.argmax(jnp.where(never_v, -jnp.inf, logits_bcv), axis=-1) == targets_bc
 
-    found = [likeliest(start) for start in range(0, t, chunk)]
-    return jnp.concatenate(found, axis=1) == batch.targets_bt
+    chunk = config.loss_chunk_len or x_btd.shape[1]
+    found_nbc = jax.lax.map(lambda xs: right(*xs), chunks(chunk, x_btd, batch.targets_bt))
+    return joined(found_nbc, x_btd.shape[1])

@@ -14,7 +14,7 @@ from gpt4jax.data import tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.training import checkpoint
 
-MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "data.cache_dir", "data.prefetch")
+MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "model.context_method", "data.cache_dir", "data.prefetch")
 
 
 def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
