@@ -141,6 +141,7 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
         if not _one_of_several():
             raise
         traceback.print_exc()
+        say("error: this process cannot go on; if another one of the run ended before it, that is why")
         status = FAILED
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
