@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gpt4jax.model import patterns
 from gpt4jax.model.attention import LOWERINGS
+from gpt4jax.model.context import METHODS
 from gpt4jax.model.vision_config import VisionConfig
 
 CHOICES = {
@@ -16,7 +17,7 @@ CHOICES = {
     "rope_scaling": ("none", "linear", "llama3", "yarn"),
     "activation": ("gelu", "swiglu", "quick_gelu"),
     "attention_lowering": ("auto", *LOWERINGS),
-    "context_method": ("gather", "ring"),
+    "context_method": METHODS,
     "layers": ("scan", "unroll"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16", "float64"),

@@ -9,7 +9,12 @@ not see this order; attention does, and knows it.
     ring    keys and values go from shard to shard (Liu et al. 2023), in as many steps as the pattern has shards that
             see each other; what is skipped in a pair of chunks depends on how far apart they lie
 
-What is known of a row's tokens (`Where`) is integers: every shard has those of whole rows, in their order.
+With B rows a device and K key/value heads, gather takes 4 B K T H bytes of bfloat16 keys and values and in the backward
+pass twice that for their gradients in float32; ring a C-th of it, and room for the next shard's. The same bytes pass
+between shards in both. A ring sends keys while it computes with those before, and its program does not grow with C.
+
+What is known of a row's tokens (`Where`) is integers: every shard has those of whole rows, in their order. Dropout is
+drawn for tokens as they lie: with it, a run on another number of shards is another run.
 """
 
 import dataclasses
@@ -31,6 +36,7 @@ from gpt4jax.model.masks import EMPTY, FULL, Full, Mask, SameBlock, Summary, Tog
 from gpt4jax.model.parts import Part, split, without_windows
 
 AXIS = "context"
+METHODS = ("gather", "ring")
 _ROWS, _KV_HEADS = axes.RULES["act_batch"], axes.RULES["act_kv_heads"]
 
 

@@ -5,7 +5,8 @@ says how far the parameters are from those of one device after 20 steps in float
 gradient is zero, and Adam makes steps of its noise), and in float32 how far the first step's gradients, relative to
 their norm, and the loss. One device runs layers scanned and batches whole. The last line is the worst of all.
 
-RESULT
+jax 0.10.2, two cores: the 48 rows of dense and banded layers, on 14 meshes: parameters 2e-13, gradients 5.5e-7, loss
+1.6e-6. Of strided and fixed layers the first 13 rows (6 meshes): 1.7e-15, 5.5e-7 and 5.3e-7. The rest did not run yet.
 """
 
 import argparse
