@@ -150,15 +150,14 @@ def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_t
     devices = list(step.mesh.devices.flat)
     placement = cost.Placement(topology, dict(step.mesh.shape), devices)
     areas = cost.tile_areas(step.model_config, tokens // step.rows)
-    found = cost.cost(hlo.schedule(hlo.parse(text)), placement, areas)
+    found = cost.cost(cost.priced(hlo.schedule(hlo.parse(text)), placement, areas))
     of_kinds: dict[str, dict[str, float]] = {}
     for (kind, axis), sent in sorted(found.bytes.items()):
         of_kinds.setdefault(kind, {})[axis] = sent
     per_second = tokens / found.seconds
     return {
         "step_seconds": found.seconds,
-        "seconds_by_kind": {"arithmetic": found.arithmetic, "attention": found.attention}
-        | {f"collectives over {axis}": seconds for axis, seconds in found.exposed.items()},
+        "seconds_by_kind": found.by_kind,
         "tokens_per_second": per_second,
         "mfu": flops.mfu(per_second, flops_per_token, len(devices), topology.device.peak_flops),
         "bound_by": found.bound_by,

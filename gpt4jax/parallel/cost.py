@@ -47,7 +47,7 @@ class Placement:
 
     def __init__(self, topology: Topology, axes: Mapping[str, int], devices: Sequence[Any]) -> None:
         """`devices` in the order of the mesh, whose axes and sizes `axes` are."""
-        self._topology = topology
+        self.topology = topology
         self._axes = tuple(axes)
         self._places = np.stack(np.unravel_index(np.arange(len(devices)), tuple(axes.values())), axis=1)
         self._chips = np.array([list(device.coords)[: len(topology.sides)] for device in devices])
@@ -62,35 +62,34 @@ class Placement:
             moved |= (of_group != of_group[0]).any(axis=0)
         return "+".join(axis for axis, differs in zip(self._axes, moved, strict=True) if differs) or "none"
 
-    def seconds(self, collective: Collective, constants: Constants) -> float:
-        """How long the links are busy with it."""
+    def seconds(self, collective: Collective) -> float:
+        """How long links are busy with it that carry all that their data sheet says."""
         if collective.kind == "collective-permute":
             pairs = np.array(collective.groups)
             if (self._slices[pairs[:, 0]] != self._slices[pairs[:, 1]]).any():
                 return collective.size / DCN_BANDWIDTH
-            link = self._topology.device.link_bandwidth * constants.links
-            return collective.size * self._hops(pairs) / link
+            return collective.size * self._hops(pairs) / self.topology.device.link_bandwidth
         group = list(collective.groups[0])
         slices = len(set(self._slices[group]))
         if slices == 1:
-            return collective.sent / (self._bandwidth(group) * constants.links)
+            return collective.sent / self._bandwidth(group)
         inner = [device for device in group if self._slices[device] == self._slices[group[0]]]
         within = 0.0
         if len(inner) > 1:  # first in every slice, then what is left of it between slices
-            within = collective.sent / (self._bandwidth(inner) * constants.links)
+            within = collective.sent / self._bandwidth(inner)
         return within + collective.sent / len(inner) / DCN_BANDWIDTH
 
     def _hops(self, pairs: np.ndarray) -> float:
         """How many links a message passes on average: every link then carries so many."""
         apart = np.abs(self._chips[pairs[:, 0]] - self._chips[pairs[:, 1]])
-        for side, size in enumerate(self._topology.sides):
-            if self._topology.links(side) == 2:
+        for side, size in enumerate(self.topology.sides):
+            if self.topology.links(side) == 2:
                 apart[:, side] = np.minimum(apart[:, side], size - apart[:, side])
         return max(float(apart.sum(axis=1).mean()), 0.25)  # within a chip: not over links, but not for nothing
 
     def _bandwidth(self, group: list[int]) -> float:
         """Bytes/s that a device of a group sends: both ways along a side that the group closes, else one way."""
-        topology, ways = self._topology, 0.0
+        topology, ways = self.topology, 0.0
         for side, size in enumerate(topology.sides):
             taken = np.unique(self._chips[group, side])
             if len(taken) > 1:
@@ -133,76 +132,116 @@ def kernel_flops(kernel: Kernel, areas: Mapping[tuple[int, int], int]) -> float:
     return 2.0 * products * width * pairs
 
 
+class Busy(NamedTuple):
+    """A device computes: `seconds` at the best of its data sheet; `kind` is arithmetic, memory or attention."""
+
+    kind: str
+    seconds: float
+    flops: float = 0.0
+
+
+class Sending(NamedTuple):
+    """A collective begins; those of one lane wait for each other. `seconds` as above."""
+
+    key: str
+    axis: str
+    lane: str
+    kind: str
+    bytes: float
+    seconds: float
+
+
+class Repeated(NamedTuple):
+    """A loop."""
+
+    trips: int
+    steps: "Priced"
+
+
+Priced = tuple[Busy | Sending | Done | Repeated, ...]
+
+
+def priced(schedule: Schedule, placement: Placement, areas: Mapping[tuple[int, int], int]) -> Priced:
+    """A schedule with what each of its steps takes on a slice."""
+    device = placement.topology.device
+    steps: list[Any] = []
+    for step in schedule:
+        if isinstance(step, Compute):
+            by_bytes = Busy("memory", step.size / device.hbm_bandwidth)
+            steps.append(by_bytes if step.cycles is None else Busy("arithmetic", step.cycles / device.clock))
+        elif isinstance(step, Kernel):
+            flops = kernel_flops(step, areas)
+            reach = device.peak_flops * min(1.0, step.operands[3][1][-1] / device.mxu)
+            steps.append(Busy("attention", flops / reach, flops))
+        elif isinstance(step, Start):
+            what = step.collective
+            axis = placement.axes(what)
+            # A permute goes one way round; those that go the other way have links of their own.
+            lane = f"{axis} {what.groups[0]}" if what.kind == "collective-permute" else axis
+            steps.append(Sending(step.key, axis, lane, what.kind, what.sent, placement.seconds(what)))
+        elif isinstance(step, Loop):
+            steps.append(Repeated(step.trips, priced(step.steps, placement, areas)))
+        else:
+            steps.append(step)
+    return tuple(steps)
+
+
 @dataclasses.dataclass
 class Cost:
     """What a program costs a device.
 
     Attributes:
         seconds: all of it.
-        arithmetic, attention: seconds of fusions, and of kernels.
+        busy: seconds of arithmetic, of memory (what the compiler has no cycles for), and of attention's kernels.
         exposed: seconds that it waits for collectives, by mesh axis.
         bytes: that it sends, by kind of collective and mesh axis.
         kernel_flops: operations of attention kernels.
     """
 
     seconds: float = 0.0
-    arithmetic: float = 0.0
-    attention: float = 0.0
     kernel_flops: float = 0.0
+    busy: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     exposed: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     bytes: dict[tuple[str, str], float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: "Cost", times: int) -> None:
         """Adds what another costs so many times."""
-        for name in ("seconds", "arithmetic", "attention", "kernel_flops"):
-            setattr(self, name, getattr(self, name) + times * getattr(other, name))
-        for name in ("exposed", "bytes"):
+        self.seconds += times * other.seconds
+        self.kernel_flops += times * other.kernel_flops
+        for name in ("busy", "exposed", "bytes"):
             for key, value in getattr(other, name).items():
                 getattr(self, name)[key] += times * value
 
     @property
+    def by_kind(self) -> dict[str, float]:
+        """Seconds that add up to all."""
+        return dict(self.busy) | {f"collectives over {axis}": seconds for axis, seconds in self.exposed.items()}
+
+    @property
     def bound_by(self) -> str:
         """What takes most of the time."""
-        kinds = {"arithmetic": self.arithmetic, "attention": self.attention}
-        kinds |= {f"collectives over {axis}": seconds for axis, seconds in self.exposed.items()}
-        return max(kinds, key=lambda kind: kinds[kind])
+        return max(self.by_kind, key=lambda kind: self.by_kind[kind])
 
 
-def cost(
-    schedule: Schedule, placement: Placement, areas: Mapping[tuple[int, int], int], constants: Constants = CONSTANTS
-) -> Cost:
-    """What a device spends on a schedule; collectives that are in flight at once along one axis wait for each other."""
-    device = placement._topology.device
-    total, now, seconds = Cost(), 0.0, 0.0
-    busy: dict[Any, float] = {}
-    arrives: dict[str, tuple[str, float]] = {}
-    for step in schedule:
-        if isinstance(step, Compute):
-            seconds = step.size / device.hbm_bandwidth
-            if step.cycles is not None:
-                seconds = constants.cycles * step.cycles / device.clock
-            total.arithmetic += seconds
-            now += seconds
-        elif isinstance(step, Kernel):
-            flops = kernel_flops(step, areas)
-            seconds = flops / (device.peak_flops * constants.kernels * min(1.0, step.operands[3][1][-1] / device.mxu))
-            total.kernel_flops += flops
-            total.attention += seconds
-            now += seconds
-        elif isinstance(step, Start):
-            axis = placement.axes(step.collective)
-            total.bytes[step.collective.kind, axis] += step.collective.sent
-            lane = (axis, step.collective.groups[0]) if step.collective.kind == "collective-permute" else axis
-            busy[lane] = max(now, busy.get(lane, 0.0)) + placement.seconds(step.collective, constants)
-            arrives[step.key] = axis, busy[lane]
+def cost(steps: Priced, constants: Constants = CONSTANTS) -> Cost:
+    """What a device spends on a program; of a collective only the time counts in which nothing else goes on."""
+    shares = {"arithmetic": constants.cycles, "memory": 1.0, "attention": 1 / constants.kernels}
+    total, free, arrives = Cost(), defaultdict[str, float](float), dict[str, tuple[str, float]]()
+    for step in steps:
+        if isinstance(step, Busy):
+            seconds = step.seconds * shares[step.kind]
+            total.busy[step.kind] += seconds
+            total.seconds += seconds
+            total.kernel_flops += step.flops
+        elif isinstance(step, Sending):
+            free[step.lane] = max(total.seconds, free[step.lane]) + step.seconds / constants.links
+            arrives[step.key] = step.axis, free[step.lane]
+            total.bytes[step.kind, step.axis] += step.bytes
         elif isinstance(step, Done):
             axis, arrival = arrives.get(step.key, ("", 0.0))
-            if arrival > now:
-                total.exposed[axis] += arrival - now
-                now = arrival
-        elif isinstance(step, Loop):
-            inner = cost(step.steps, placement, areas, constants)
-            total.add(dataclasses.replace(inner, seconds=0.0), step.trips)
-            now += step.trips * inner.seconds
-    total.seconds = now
+            if arrival > total.seconds:
+                total.exposed[axis] += arrival - total.seconds
+                total.seconds = arrival
+        else:
+            total.add(cost(step.steps, constants), step.trips)
     return total
