@@ -150,7 +150,8 @@ def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_t
     devices = list(step.mesh.devices.flat)
     placement = cost.Placement(topology, dict(step.mesh.shape), devices)
     areas = cost.tile_areas(step.model_config, tokens // step.rows)
-    found = cost.cost(cost.priced(hlo.schedule(hlo.parse(text)), placement, areas))
+    priced = cost.priced(hlo.schedule(hlo.parse(text)), placement, areas)
+    found = cost.cost(priced, cost.constants(topology.device))
     of_kinds: dict[str, dict[str, float]] = {}
     for (kind, axis), sent in sorted(found.bytes.items()):
         of_kinds.setdefault(kind, {})[axis] = sent

@@ -18,7 +18,7 @@ from gpt4jax.model import parts, patterns, tiles
 from gpt4jax.model.config import Config
 from gpt4jax.model.kernels import tiling, tpu
 from gpt4jax.parallel.hlo import Collective, Compute, Done, Kernel, Loop, Schedule, Start
-from gpt4jax.parallel.topology import DCN_BANDWIDTH, Topology
+from gpt4jax.parallel.topology import DCN_BANDWIDTH, Device, Topology
 
 
 class Constants(NamedTuple):
@@ -36,10 +36,18 @@ class Constants(NamedTuple):
     links: float
 
 
-# cycles and links: fitted by `python -m tests.bench.cost_model` on the rows that it says. kernels: what splash
-# attention reaches on Ironwood at 8k to 128k, forward (24.9 to 34.3% of the peak at heads of 128, 44.9 to 63.4% at 256,
-# of half the square), over the tiles of 2048 that it computes; ours have been run on no TPU.
-CONSTANTS = Constants(cycles=0.85, kernels=0.63, links=0.8)
+# What splash attention reaches on Ironwood at 8k to 128k, forward: 24.9 to 34.3% of the peak with heads of 128, with
+# which half of a matrix unit is idle, 44.9 to 63.4% with 256: over the tiles of 2048 that it computes 56% to 70%.
+# Our kernels have been run on no TPU.
+KERNELS = 0.63
+# By rows and columns of a matrix unit: `python -m tests.bench.cost_model --fit` gives them, and says on which rows.
+CYCLES = {128: 0.85, 256: 0.7}
+LINKS = 0.8
+
+
+def constants(device: Device) -> Constants:
+    """The constants of a kind of device."""
+    return Constants(CYCLES[device.mxu], KERNELS, LINKS)
 
 
 class Placement:
@@ -223,7 +231,7 @@ class Cost:
         return max(self.by_kind, key=lambda kind: self.by_kind[kind])
 
 
-def cost(steps: Priced, constants: Constants = CONSTANTS) -> Cost:
+def cost(steps: Priced, constants: Constants) -> Cost:
     """What a device spends on a program; of a collective only the time counts in which nothing else goes on."""
     shares = {"arithmetic": constants.cycles, "memory": 1.0, "attention": 1 / constants.kernels}
     total, free, arrives = Cost(), defaultdict[str, float](float), dict[str, tuple[str, float]]()
