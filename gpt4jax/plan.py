@@ -1,10 +1,11 @@
 """Compiles a run's train step for a TPU slice that is not there, and says whether it fits.
 
-    python -m gpt4jax.plan --config configs/pod_vision_8b.py --topology v5p:4x4x4 [--out FILE.json]
+    python -m gpt4jax.plan --config configs/pod_vision_8b.py --topology v5p:4x4x4 [--sweep 6] [--out FILE.json]
 
 Needs the extra `tpu`: libtpu compiles on any CPU. What is compiled is the step that `gpt4jax.train` runs, on the
 config's mesh over the topology's chips, with the kernels for TPU and the compiler's flags of LIBTPU_INIT_ARGS. How fast
-it is comes from a model of ours (`gpt4jax.parallel.cost`), not from a run.
+it is comes from a model of ours (`gpt4jax.parallel.cost`), not from a run. `--sweep N` compiles the N most promising
+meshes, remat policies and batch sizes, and names the fastest that fits.
 """
 
 import argparse
@@ -31,11 +32,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--topology", required=True, help=f"kind and chips a side, e.g. v5p:4x4x4; of {', '.join(topologies.DEVICES)}"
     )
+    parser.add_argument("--sweep", type=int, default=0, metavar="N", help="compile up to N variants, name the best")
     parser.add_argument("--out", type=pathlib.Path, help="the plan as JSON")
     parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.mesh.tensor=4"
     flags, overrides = job.parse(parser, argv)
-    found = plan(configuration.load(flags.config, overrides), flags.topology)
+    config = configuration.load(flags.config, overrides)
+    try:
+        found = sweep(config, flags.topology, flags.sweep) if flags.sweep else plan(config, flags.topology)
+    except topologies.NoRoomError as error:
+        raise UserError(f"{error}\n{nearest(config, flags.topology, 0)}") from error
     print(words(found))
+    if not found["fits"]:
+        print(nearest(config, flags.topology, found["hbm_bytes_per_chip"]["total"]))
     if flags.out is not None:
         files.replace(files.user_path(flags.out), (json.dumps(found, indent=2) + "\n").encode())
     return 0 if found["fits"] else 1
@@ -140,6 +148,60 @@ def plan(config, name: str) -> dict[str, Any]:
         "topology": topology.name,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
+
+
+def sweep(config, name: str, most: int) -> dict[str, Any]:
+    """The plan of the fastest variant that fits, of up to `most` that are compiled; `tried` has what each gave.
+
+    Raises:
+        UserError: as `plan` does, or no variant fits.
+    """
+    topology = topologies.parse(name)
+    likely = [one for one in _candidates(config, topology) if one.fits(topology)]
+    if not likely:
+        raise UserError(f"{name}: no variant fits, by arithmetic. {nearest(config, name, 0)}")
+    plans: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
+    for one in likely[:most]:
+        variant = config.copy_and_resolve_references()
+        variant.mesh.update(dict(one.mesh))
+        variant.model.remat, variant.batch_size = one.remat, one.batch_size
+        job.say(" ".join(f"--config.{override}" for override in one.overrides()))
+        try:
+            plans.append(plan(variant, name))
+        except UserError as error:
+            job.say(f"  {str(error)[:200]}")
+            tried.append({"overrides": one.overrides(), "fits": False})
+            continue
+        keys = ("fits", "step_seconds", "tokens_per_second", "mfu", "bound_by")
+        tried.append({"overrides": one.overrides()} | {key: plans[-1][key] for key in keys})
+        job.say(f"  {plans[-1]['tokens_per_second']:,.0f} tokens/s" + ("" if plans[-1]["fits"] else ", does not fit"))
+    fitting = [found for found in plans if found["fits"]]
+    if not fitting:
+        raise UserError(f"{name}: none of {len(tried)} compiled variants fits. {nearest(config, name, 0)}")
+    return max(fitting, key=lambda found: found["tokens_per_second"]) | {"tried": tried}
+
+
+def _candidates(config, topology: Topology) -> list[Any]:
+    from gpt4jax.parallel import candidates
+
+    model_config = configuration.model_config(config)
+    count = len(topologies.devices(topology))
+    return candidates.candidates(model_config, config.batch_size, config.data.seq_len, topology, count)
+
+
+def nearest(config, name: str, total: int) -> str:
+    """In words, by how much a step of `total` bytes a device is too large, and which variant fits by arithmetic."""
+    topology = topologies.parse(name)
+    room = topologies.FITS * topology.device.hbm_bytes
+    fitting = [one for one in _candidates(config, topology) if one.fits(topology) and one.bytes < (total or room)]
+    over = f"{(total - room) / 2**30:.2f} GiB a device too much. " if total else ""
+    if not fitting:
+        state = 3 * 4 if config.model.param_dtype == "float32" else 3 * 2
+        return f"{over}Nothing fits {name} by arithmetic: a parameter takes {state} bytes on all devices together"
+    near = min(fitting, key=lambda one: (abs(one.batch_size - config.batch_size), one.bytes))
+    flags = " ".join(f"--config.{override}" for override in near.overrides())
+    return f"{over}The nearest that fits by arithmetic, with {near.bytes / 2**30:.1f} GiB: {flags}"
 
 
 def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_token: float) -> dict[str, Any]:

@@ -67,3 +67,60 @@ def test_a_plan_in_words_says_whether_it_fits_how_fast_it_is_and_what_bounds_it(
     assert "100%: it does not fit" in said and "all-gather over fsdp 2" in said
     assert "2 s a step, 4 tokens/s, 50.0% MFU, bound by arithmetic" in said
     assert "it fits" in plan.words(found | {"fits": True})
+
+
+class _Slice:
+    """As many devices as a topology has, and no libtpu."""
+
+    def __init__(self, monkeypatch, count):
+        monkeypatch.setattr(topologies, "devices", lambda topology: [None] * count)
+
+
+def large(**changes):
+    """An 8B decoder on 16 chips of 16 GiB, whose state alone takes 6 GiB each."""
+    config = configuration.load("configs/pod_vision_8b.py")
+    config.vision.frontend = "none"
+    config.data.dataset = "python_stdlib"
+    config.batch_size = 64
+    for name, value in changes.items():
+        config.model[name] = value
+    return config
+
+
+def plans(config, name):
+    """A stand-in for the compiler: slower with tensor, and small batches alone fit."""
+    speed = 1e6 / config.mesh.tensor / (2 if config.model.remat == "full" else 1)
+    kinds = {"parameters": 1, "total": 10**9 if config.batch_size <= 64 else 10**11}
+    return {
+        "fits": config.batch_size <= 64, "tokens_per_second": speed, "step_seconds": 1.0, "mfu": 0.5,
+        "bound_by": "arithmetic", "hbm_bytes_per_chip": kinds, "config": config.to_dict(),
+    }  # fmt: skip
+
+
+def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(monkeypatch):
+    _Slice(monkeypatch, 16)
+    asked = []
+
+    def one(config, name):
+        asked.append(config.to_dict())
+        return plans(config, name)
+
+    monkeypatch.setattr(plan, "plan", one)
+    found = plan.sweep(large(), "v5p:2x2x4", 4)
+    assert len(asked) == len(found["tried"]) == 4 and found["fits"]
+    fitting = [one for one in found["tried"] if one["fits"]]
+    assert found["tokens_per_second"] == max(one["tokens_per_second"] for one in fitting)
+    for config in asked:  # only what divides
+        assert config["batch_size"] % config["mesh"]["fsdp"] == 0 and 8 % config["mesh"]["tensor"] == 0
+        assert config["mesh"]["fsdp"] * config["mesh"]["tensor"] == 16
+
+
+def test_what_cannot_fit_is_said_with_how_much_and_the_nearest_that_does(monkeypatch):
+    _Slice(monkeypatch, 16)
+    said = plan.nearest(large(), "v5e:4x4", 20 * 2**30)
+    assert said.startswith("5.28 GiB a device too much")  # 20 - 0.92 x 16
+    assert "--config.mesh.fsdp=16" in said and "--config.batch_size=" in said
+    _Slice(monkeypatch, 4)
+    assert "Nothing fits v5e:2x2" in plan.nearest(large(), "v5e:2x2", 30 * 2**30)
+    with pytest.raises(UserError, match="no variant fits"):
+        plan.sweep(large(), "v5e:2x2", 3)

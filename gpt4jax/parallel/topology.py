@@ -54,6 +54,10 @@ FITS = 0.92  # of the memory: what the runtime keeps for itself and what fragmen
 DCN_BANDWIDTH = 6.25e9  # bytes/s of a chip to other slices, one way: a host's 200 Gbit/s over its four chips
 
 
+class NoRoomError(UserError):
+    """A program that needs more memory than a chip has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A slice of TPU chips, or several that a data-centre network (DCN) joins.
@@ -127,7 +131,7 @@ def compiled(lowered: Any, topology: Topology, flags: Mapping[str, str] | None =
     are XLA's, such as LIBTPU_INIT_ARGS takes them.
 
     Raises:
-        UserError: the compiler itself finds no room.
+        NoRoomError: the compiler itself finds none.
     """
     import jax
 
@@ -138,7 +142,7 @@ def compiled(lowered: Any, topology: Topology, flags: Mapping[str, str] | None =
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise UserError(f"{topology.name}: the compiler found no room for the step: {str(error)[:1500]}") from error
+            raise NoRoomError(f"{topology.name}: no room for the step: {str(error)[:1500]}") from error
         written = sorted(pathlib.Path(folder).glob("*.after_codegen.txt"), key=lambda path: path.stat().st_size)
         text = written[-1].read_text()
     assert memory is not None  # which it is on back ends that cannot say
