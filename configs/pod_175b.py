@@ -1,4 +1,8 @@
-"""GPT-3 175B's shape (Brown et al. 2020, table 2.1) on a TPU pod slice, dense and banded attention alternating."""
+"""GPT-3 175B's shape (Brown et al. 2020, table 2.1) on a TPU pod slice, dense and banded attention alternating.
+
+python -m gpt4jax.train --config configs/pod_175b.py --workdir DIR --config.data.dataset=YOURS
+python -m gpt4jax.plan --config configs/pod_175b.py --topology v5p:8x8x8
+"""
 
 from gpt4jax.config import default
 

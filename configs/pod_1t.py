@@ -1,4 +1,8 @@
-"""A dense decoder of 1.0e12 parameters on a TPU v5p pod, with grouped queries and heads of 256."""
+"""A dense decoder of 1.0e12 parameters on a TPU v5p pod, with grouped queries and heads of 256.
+
+python -m gpt4jax.train --config configs/pod_1t.py --workdir DIR --config.data.dataset=YOURS
+python -m gpt4jax.plan --config configs/pod_1t.py --topology v5p:16x16x24
+"""
 
 from gpt4jax.config import default
 

@@ -207,12 +207,12 @@ def nearest(config, name: str, total: int) -> str:
 def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_token: float) -> dict[str, Any]:
     """How fast a compiled step is by the model of `gpt4jax.parallel.cost`, and what bounds it."""
     from gpt4jax.model import flops
-    from gpt4jax.parallel import cost, hlo
+    from gpt4jax.parallel import cost, hlo, schedule
 
     devices = list(step.mesh.devices.flat)
     placement = cost.Placement(topology, dict(step.mesh.shape), devices)
     areas = cost.tile_areas(step.model_config, tokens // step.rows)
-    priced = cost.priced(hlo.schedule(hlo.parse(text)), placement, areas)
+    priced = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
     found = cost.cost(priced, cost.constants(topology.device))
     of_kinds: dict[str, dict[str, float]] = {}
     for (kind, axis), sent in sorted(found.bytes.items()):

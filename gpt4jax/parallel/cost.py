@@ -1,6 +1,6 @@
 """How long a scheduled program takes on a slice: a model, with few constants, which are fitted on published runs.
 
-The schedule (`gpt4jax.parallel.hlo`) is gone through once, as a device would. Arithmetic takes the cycles that the
+The schedule (`gpt4jax.parallel.schedule`) is gone through once, as a device would. Arithmetic takes the cycles that the
 compiler estimates, times a constant, over the clock. Attention kernels, of which it estimates nothing, take the
 operations of the tiles that they compute over a share of the peak. A collective takes the bytes that a device sends
 over what its links carry, in the order of the schedule; what of that is not over when its result is needed is
@@ -17,7 +17,7 @@ import numpy as np
 from gpt4jax.model import parts, patterns, tiles
 from gpt4jax.model.config import Config
 from gpt4jax.model.kernels import tiling, tpu
-from gpt4jax.parallel.hlo import Collective, Compute, Done, Kernel, Loop, Schedule, Start
+from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Schedule, Start
 from gpt4jax.parallel.topology import DCN_BANDWIDTH, Device, Topology
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
-from gpt4jax.parallel import cost, hlo, topology
+from gpt4jax.parallel import cost, hlo, schedule, topology
 
 HERE = pathlib.Path(__file__).parent
 ROWS, KEPT = HERE / "published_steps.json", HERE / "priced_steps.json.gz"
@@ -72,7 +72,7 @@ def compiled(row: dict[str, Any]) -> dict[str, Any]:
             continue
         placement = cost.Placement(where, dict(program.mesh.shape), list(program.mesh.devices.flat))
         areas = cost.tile_areas(program.model_config, config.data.seq_len)
-        steps = cost.priced(hlo.schedule(hlo.parse(text)), placement, areas)
+        steps = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         print(f"{row['name']}: compiled with {config.model.num_layers} of {layers} layers", file=sys.stderr)
         counted = repeated(steps, config.model.num_layers, layers)
@@ -96,7 +96,7 @@ def to_json(steps: cost.Priced) -> list[Any]:
     for step in steps:
         if isinstance(step, cost.Repeated):
             out.append(["Repeated", step.trips, to_json(step.steps)])
-        elif isinstance(step, hlo.Done):
+        elif isinstance(step, schedule.Done):
             out.append(["Done", step.key])
         elif not isinstance(step, cost.Busy) or step.seconds:
             out.append([type(step).__name__, *(float(f"{x:.6g}") if isinstance(x, float) else x for x in step)])
@@ -104,7 +104,7 @@ def to_json(steps: cost.Priced) -> list[Any]:
 
 
 def from_json(lists: list[Any]) -> cost.Priced:
-    makers: dict[str, Any] = {"Busy": cost.Busy, "Sending": cost.Sending, "Done": hlo.Done}
+    makers: dict[str, Any] = {"Busy": cost.Busy, "Sending": cost.Sending, "Done": schedule.Done}
     return tuple(
         cost.Repeated(rest[0], from_json(rest[1])) if name == "Repeated" else makers[name](*rest)
         for name, *rest in lists

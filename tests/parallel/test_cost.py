@@ -11,7 +11,7 @@ from gpt4jax.model import parts, patterns
 from gpt4jax.model.config import Config
 from gpt4jax.model.kernels import tpu
 from gpt4jax.parallel import cost, topology
-from gpt4jax.parallel.hlo import Collective, Compute, Done, Kernel, Loop, Start
+from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Start
 
 PLAIN = cost.Constants(cycles=1.0, kernels=1.0, links=1.0)
 GB = 10**9

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gpt4jax.parallel import hlo
-from gpt4jax.parallel.hlo import Collective, Compute, Done, Kernel, Loop, Start
+from gpt4jax.parallel import hlo, schedule
+from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Start
 
 LOOP = """HloModule m, is_scheduled=true
 
@@ -62,13 +62,13 @@ def test_a_loop_runs_as_often_as_it_counts(first, bound, step, test):
     while passes(i):
         count, i = count + 1, i + step
     module = hlo.parse(LOOP % {"first": first, "bound": bound, "step": step, "test": test})
-    assert hlo.schedule(module) == (Loop(count, (Compute(100),)),)
+    assert schedule.schedule(module) == (Loop(count, (Compute(100),)),)
 
 
 def test_a_loop_that_does_not_count_is_an_error():
     text = LOOP % {"first": 0, "bound": 9, "step": 0, "test": "LT"}
     with pytest.raises(hlo.HloError, match="steps of 0"):
-        hlo.schedule(hlo.parse(text))
+        schedule.schedule(hlo.parse(text))
     with pytest.raises(hlo.HloError, match="ENTRY"):
         hlo.parse("HloModule empty")
 
@@ -166,7 +166,7 @@ ENTRY %main (a: bf16[4,4], b: f32[8,64]) -> f32[8,32] {
 
 def test_collectives_begin_and_end_where_the_schedule_has_them_and_count_once():
     """One that is spread over a chain of fusions is one; an all-reduce of which a part is kept is a reduce-scatter."""
-    steps = hlo.schedule(hlo.parse(COLLECTIVES))
+    steps = schedule.schedule(hlo.parse(COLLECTIVES))
     everyone = ((0, 1, 2, 3),)
     pairs = ((0, 1), (1, 2), (2, 3), (3, 0))
     assert steps == (
@@ -213,6 +213,6 @@ ENTRY %main (a: s32[10]) -> (f32[4,8], f32[4]) {
   ROOT %k = (f32[4,8]{1,0}, f32[4]{0}) custom-call(%a, %q), custom_call_target="tpu_custom_call"
 }
 """
-    assert hlo.schedule(hlo.parse(text)) == (
+    assert schedule.schedule(hlo.parse(text)) == (
         Kernel((("s32", (10,)), ("bf16", (4, 8))), (("f32", (4, 8)), ("f32", (4,)))),
     )
