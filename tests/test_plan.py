@@ -111,8 +111,9 @@ def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(mo
     fitting = [one for one in found["tried"] if one["fits"]]
     assert found["tokens_per_second"] == max(one["tokens_per_second"] for one in fitting)
     for config in asked:  # only what divides
-        assert config["batch_size"] % config["mesh"]["fsdp"] == 0 and 8 % config["mesh"]["tensor"] == 0
-        assert config["mesh"]["fsdp"] * config["mesh"]["tensor"] == 16
+        mesh = config["mesh"]
+        assert config["batch_size"] % (mesh["data"] * mesh["fsdp"]) == 0 and 8 % mesh["tensor"] == 0
+        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 16
 
 
 def test_what_cannot_fit_is_said_with_how_much_and_the_nearest_that_does(monkeypatch):

@@ -15,7 +15,8 @@ from gpt4jax.parallel import partition
 from gpt4jax.parallel.topology import FITS, Topology
 
 BUSY = 0.7  # share of the peak that products of matrices reach
-TENSOR = (1, 2, 4, 8, 16)
+TENSOR, COPIES = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+LANES = 128  # of parameters cut into pieces that are no multiple of it XLA sums padded copies: twice as much is sent
 SUMS = {"none": 4, "dots": 4, "full": 6}  # of a layer's activations over `tensor`: two forward, as many back and again
 
 
@@ -49,15 +50,14 @@ class Candidate:
 def candidates(config: Config, batch_size: int, seq_len: int, topology: Topology, devices: int) -> list[Candidate]:
     """What divides, the fastest by arithmetic first: every mesh of data, fsdp and tensor, remat policy and batch size.
 
-    Batches are the config's, half, twice and four times as much. `data` is the number of slices, or 1: over a slice,
-    fsdp sends no more and holds less.
+    Batches are the config's, half, twice and four times as much. `data` is the number of slices, or some times that.
     """
     out = []
-    for tensor, remat, times in itertools.product(TENSOR, ("full", "dots"), (0.5, 1, 2, 4)):
-        rows = int(batch_size * times)
-        if devices % (tensor * topology.slices) or rows < 1:
+    for copies, tensor, remat, times in itertools.product(COPIES, TENSOR, ("full", "dots"), (0.5, 1, 2, 4)):
+        rows, data = int(batch_size * times), copies * topology.slices
+        if devices % (tensor * data) or rows < 1:
             continue
-        mesh = {"data": topology.slices, "fsdp": devices // tensor // topology.slices, "tensor": tensor, "context": 1}
+        mesh = {"data": data, "fsdp": devices // tensor // data, "tensor": tensor, "context": 1}
         if _divides(config, mesh, rows):
             remade = dataclasses.replace(config, remat=remat)
             held = device_bytes(remade, mesh, rows, seq_len)
@@ -109,12 +109,15 @@ def config_bytes(config: Config) -> int:
 
 
 def seconds(config: Config, mesh: Mapping[str, int], rows: int, seq_len: int, topology: Topology) -> float:
-    """Products of matrices, or gathering parameters where that takes longer, and sums over `tensor`."""
+    """Products of matrices; gathering parameters, beside them if nothing is padded; sums over `tensor`."""
     device, devices = topology.device, math.prod(mesh.values())
     tensor, tokens = mesh["tensor"], rows * seq_len
     work = flops.flops_per_token(config, seq_len)["train"] * tokens * (4 / 3 if config.remat == "full" else 1.05)
     ways = sum(topology.links(side) for side in range(len(topology.sides)))
-    gathered = 3 * 2 * parameters.count(config)["total"] / tensor / (ways * device.link_bandwidth)
+    sent = 3 * 2 * parameters.count(config)["total"] / tensor  # bfloat16, forward and twice back
+    padded = config.embed_dim // mesh["fsdp"] % LANES > 0
+    gathered = sent * (2 if padded else 1) / (ways * device.link_bandwidth)
     of_device = tokens / (mesh["data"] * mesh["fsdp"]) * config.embed_dim * 2 * 2 * (tensor - 1) / tensor
     summed = SUMS[config.remat] * config.num_layers * of_device / (2 * device.link_bandwidth)
-    return max(work / (devices * device.peak_flops * BUSY), gathered) + summed
+    products = work / (devices * device.peak_flops * BUSY)
+    return (products + gathered if padded else max(products, gathered)) + summed

@@ -44,6 +44,25 @@ print(json.dumps({name: ratchet.measured(*pair) for name, pair in ratchet.PAIRS.
 """
 
 
+SCAN = """
+import json
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from gpt4jax.parallel import hlo, schedule, topology
+where = topology.parse("v5e:2x2")
+mesh = Mesh(np.array(topology.devices(where)), ("data",))
+place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+x = jax.ShapeDtypeStruct((4 * 2048, 4096), jnp.bfloat16, sharding=place("data"))
+w = jax.ShapeDtypeStruct((7, 4096, 4096), jnp.bfloat16, sharding=place())
+run = jax.jit(lambda x, w: jax.lax.scan(lambda x, one: (x @ one, None), x, w)[0])
+steps = schedule.schedule(hlo.parse(topology.compiled(run.lower(x, w), where)[1]))
+loops = [(step.trips, sum(s.cycles or 0 for s in step.steps)) for step in steps if isinstance(step, schedule.Loop)]
+print(json.dumps(loops))
+"""
+
+
 def measured(topology, changes):
     """What is kept of a plan. Only in a process with libtpu."""
     from gpt4jax import config as configuration
@@ -69,10 +88,10 @@ def measured(topology, changes):
     }  # fmt: skip
 
 
-def measure():
-    """All pairs, in a process of its own."""
+def apart(code):
+    """What a program prints last, in a process of its own."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -100,11 +119,19 @@ def test_what_has_got_worse_is_told_from_what_has_not():
 
 @pytest.mark.skipif(not _HERE, reason="needs libtpu: pip install '.[tpu,test]'")
 def test_plans_have_not_got_worse():
-    now, golden = measure(), json.loads(GOLDEN.read_text())
+    now, golden = apart(MEASURE), json.loads(GOLDEN.read_text())
     compiler = {plan["libtpu"] for plan in (*now.values(), *golden.values())}
     found = worse(now, golden)
     assert not found, f"{found}; libtpu {sorted(compiler)}; if it is meant: python -m tests.parallel.test_ratchet"
 
 
+@pytest.mark.skipif(not _HERE, reason="needs libtpu: pip install '.[tpu,test]'")
+def test_cycles_of_a_real_product_are_near_the_peak_and_its_loop_is_counted():
+    """Seven products of (2048, 4096) by (4096, 4096) a device, 131,072 operations a cycle at most."""
+    (((trips, cycles),),) = (apart(SCAN),)
+    assert trips == 7
+    assert 1.0 < cycles / (2 * 2048 * 4096 * 4096 / 131_072) < 1.3
+
+
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(measure(), indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(apart(MEASURE), indent=1) + "\n")
