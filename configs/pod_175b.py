@@ -11,7 +11,7 @@ def get_config():
     """The config of this run; every key and its meaning: gpt4jax/config.py."""
     c = default()
     c.num_steps = 95_000
-    c.batch_size = 1024
+    c.batch_size = 512
     c.model.update(
         vocab_size=100_352, num_layers=96, embed_dim=12_288, num_heads=96, num_kv_heads=96, head_dim=128,
         mlp_dim=49_152, max_seq_len=2048, attention=("dense", "banded:256"), dtype="bfloat16", remat="full",

@@ -6,7 +6,7 @@ groups; what that takes is `gpt4jax.parallel.cost`.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt4jax.parallel.hlo import NAME, Instruction, Module, arrays, attribute, groups, size, trips
@@ -151,12 +151,11 @@ def _fusion(module: Module, computation: str, one: Instruction) -> Sequence[Any]
     A collective fused with what runs beside it ("async collective fusion") is a chain of fusions in which it appears
     again and again: it begins where AsyncCollectiveStart is called, and ends where AsyncCollectiveDone is.
     """
-    inner = module.computations[one.calls]
-    within = [(each, _collective_kind(each.opcode)) for each in inner.values()]
-    found = [(each, kind) for each, kind in within if kind]
+    inner = list(_within(module, one.calls))
+    found = [(place, each, kind) for place, each in inner if (kind := _collective_kind(each.opcode))]
     targets = {
         target
-        for each in inner.values()
+        for _, each in inner
         for target in re.findall(r'custom_call_target="(AsyncCollective\w+)"', each.attributes)
     }
     own: list[Any] = []
@@ -164,20 +163,30 @@ def _fusion(module: Module, computation: str, one: Instruction) -> Sequence[Any]
         own = [_compute(module, computation, one)]
     if not found:
         return own
-    each, kind = found[0]
+    place, each, kind = found[0]
     channel = re.search(r"channel_id=\d+", each.attributes)
     key = channel[0] if channel and (targets or _in_chain(each)) else one.name
     if "AsyncCollectiveDone" in targets:
         return [*own, Done(key)]
     if _in_chain(each) and "AsyncCollectiveStart" not in targets:
         return own
-    assert kind is not None
     if kind == "all-reduce" and "scatter" in one.calls:
         kind = "reduce-scatter"
-    start = Start(key, _as_collective(module, one.calls, each, kind))
+    start = Start(key, _as_collective(module, place, each, kind))
     if len(start.collective.groups[0]) == 1:
         return own
     return [*own, start] if targets or one.opcode == "async-start" else [*own, start, Done(key)]
+
+
+def _within(module: Module, computation: str) -> Iterator[tuple[str, Instruction]]:
+    """All instructions of a computation and of those that it calls, with where they are.
+
+    What a sparse core does (tpu7x) is asynchronous and two calls deep.
+    """
+    for one in module.computations[computation].values():
+        yield computation, one
+        if one.opcode in ("call", "fusion", "async-start"):
+            yield from _within(module, one.calls)
 
 
 def _in_chain(one: Instruction) -> bool:

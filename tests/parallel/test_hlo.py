@@ -184,6 +184,33 @@ def test_collectives_begin_and_end_where_the_schedule_has_them_and_count_once():
     )
 
 
+SPARSE_CORE = """HloModule m, is_scheduled=true
+
+%deep (p: bf16[4,4]) -> bf16[16,4] {
+  %p = bf16[4,4]{1,0} parameter(0)
+  ROOT %g = bf16[16,4]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%asynchronous (q: bf16[4,4]) -> bf16[16,4] {
+  %q = bf16[4,4]{1,0} parameter(0)
+  ROOT %c = bf16[16,4]{1,0} call(%q), to_apply=%deep
+}
+
+ENTRY %main (a: bf16[4,4]) -> bf16[16,4] {
+  %a = bf16[4,4]{1,0} parameter(0)
+  %s = ((bf16[4,4]{1,0}), bf16[16,4]{1,0}) async-start(%a), async_execution_thread="sparsecore", calls=%asynchronous
+  %x = bf16[4,4]{1,0} copy(%a)
+  ROOT %d = bf16[16,4]{1,0} async-done(%s)
+}
+"""
+
+
+def test_what_a_sparse_core_gathers_is_found_behind_its_calls():
+    gathered = Collective("all-gather", 16 * 4 * 2, ((0, 1, 2, 3),))
+    expected = (Start("s", gathered), Compute(None, 2 * 4 * 4 * 2), Done("s"))
+    assert schedule.schedule(hlo.parse(SPARSE_CORE)) == expected
+
+
 def test_bytes_that_a_device_sends_are_those_of_a_ring():
     """Counted on rings of n: a gather passes on n - 1 shards, a sum goes round twice."""
     for n in (2, 3, 8):

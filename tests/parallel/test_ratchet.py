@@ -22,13 +22,12 @@ MOST = 1.01
 _HERE = importlib.util.find_spec("libtpu") is not None
 
 SMALL = {
-    "batch_size": 16, "model.vocab_size": 4096, "model.num_layers": 4, "model.embed_dim": 1024, "model.num_heads": 8,
-    "model.num_kv_heads": 8, "model.head_dim": 128, "model.mlp_dim": 4096, "model.max_seq_len": 1024,
-    "data.seq_len": 1024, "model.dtype": "bfloat16", "model.remat": "full", "model.loss_chunk_len": 512,
-    "mesh.data": 1, "mesh.fsdp": -1,
+    "batch_size": 16, "model.vocab_size": 1024, "model.num_layers": 4, "model.embed_dim": 512, "model.num_heads": 4,
+    "model.num_kv_heads": 4, "model.head_dim": 128, "model.mlp_dim": 1024, "model.max_seq_len": 512,
+    "data.seq_len": 512, "model.dtype": "bfloat16", "model.remat": "full", "mesh.data": 1, "mesh.fsdp": -1,
 }  # fmt: skip
-WIDE = {"model.num_heads": 4, "model.num_kv_heads": 2, "model.head_dim": 256, "model.activation": "swiglu"}
-SPARSE = {"model.attention": ("dense", "banded:256"), "model.remat": "dots"}
+WIDE = {"model.num_heads": 2, "model.num_kv_heads": 1, "model.head_dim": 256, "model.activation": "swiglu"}
+SPARSE = {"model.attention": ("dense", "banded:128"), "model.remat": "dots"}
 PAIRS = {
     "dense on v5e": ("v5e:4x4", {}),
     "tensor on v5p": ("v5p:2x2x2", {"mesh.tensor": 2}),
