@@ -1,9 +1,11 @@
 """Compiles a run's train step for a TPU slice that is not there, and says whether it fits.
 
-    python -m gpt4jax.plan --config configs/pod_vision_8b.py --topology v5p:4x4x4 [--out FILE.json]
+    python -m gpt4jax.plan --config configs/pod_vision_8b.py --topology v5p:4x4x4 [--sweep 6] [--out FILE.json]
 
 Needs the extra `tpu`: libtpu compiles on any CPU. What is compiled is the step that `gpt4jax.train` runs, on the
-config's mesh over the topology's chips, with the kernels for TPU. How fast it would be is not said yet.
+config's mesh over the topology's chips, with the kernels for TPU and the compiler's flags of LIBTPU_INIT_ARGS. How fast
+it is comes from a model of ours (`gpt4jax.parallel.cost`), not from a run. `--sweep N` compiles the N most promising
+meshes, remat policies and batch sizes, and names the fastest that fits.
 """
 
 import argparse
@@ -14,47 +16,71 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.errors import UserError
-
-# HBM of one chip in bytes, by the beginning of a topology's name; the maker's data sheets (GB of 1e9 for v5p and
-# tpu7x, GiB for the others).
-HBM = {"v4": 32 * 2**30, "v5e": 16 * 2**30, "v5p": 95 * 10**9, "v6e": 32 * 2**30, "tpu7x": 192 * 10**9}
-FITS = 0.92  # of it: what the runtime keeps for itself and what fragments stays free
+from gpt4jax.parallel import topology as topologies
+from gpt4jax.parallel.topology import Topology
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the flags, compiles and reports; exit status 1 if the step does not fit."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.plan", description=__doc__.partition("\n")[0])
     parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/pod_vision_8b.py")
-    parser.add_argument("--topology", required=True, help=f"kind and chips a side, e.g. v5p:4x4x4; of {', '.join(HBM)}")
+    parser.add_argument(
+        "--topology", required=True, help=f"kind and chips a side, e.g. v5p:4x4x4; of {', '.join(topologies.DEVICES)}"
+    )
+    parser.add_argument("--sweep", type=int, default=0, metavar="N", help="compile up to N variants, name the best")
     parser.add_argument("--out", type=pathlib.Path, help="the plan as JSON")
     parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.mesh.tensor=4"
     flags, overrides = job.parse(parser, argv)
-    found = plan(configuration.load(flags.config, overrides), flags.topology)
+    config = configuration.load(flags.config, overrides)
+    try:
+        found = sweep(config, flags.topology, flags.sweep) if flags.sweep else plan(config, flags.topology)
+    except topologies.NoRoomError as error:
+        raise UserError(f"{error}\n{nearest(config, flags.topology, 0)}") from error
     print(words(found))
+    if not found["fits"]:
+        print(nearest(config, flags.topology, found["hbm_bytes_per_chip"]["total"]))
     if flags.out is not None:
         files.replace(files.user_path(flags.out), (json.dumps(found, indent=2) + "\n").encode())
     return 0 if found["fits"] else 1
 
 
-def plan(config, topology: str) -> dict[str, Any]:
-    """Whether the train step of `config` fits a chip of `topology`; what is in it: `words`, and DESIGN's keys.
+class Program(NamedTuple):
+    """A train step for a slice that is not there: lowered, not compiled.
+
+    Attributes:
+        lowered: what jax can compile.
+        mesh: over the slice's devices.
+        model_config: the decoder's, with the attention that TPUs have.
+        held: bytes a device of parameters and moments.
+        rows: of a step.
+    """
+
+    lowered: Any
+    mesh: Any
+    model_config: Any
+    held: dict[str, int]
+    rows: int
+
+
+def program(config, topology: Topology) -> Program:
+    """The step that `gpt4jax.train` would run for `config` on a slice.
 
     Raises:
-        UserError: an unknown topology, a config that does not divide over it, no libtpu, or a step that the compiler
-            itself refuses for want of memory.
+        UserError: an unknown shape, a config that does not divide over it, or no libtpu.
     """
-    from gpt4jax.model import flops, parameters
+    import jax
+
     from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
     from gpt4jax.training import objective, optimizer
     from gpt4jax.training import state as states
 
-    devices = chips(topology)
+    devices = topologies.devices(topology)
     try:
         configuration.check_values(config)
         model_config = configuration.model_config(config)
@@ -74,84 +100,132 @@ def plan(config, topology: str) -> dict[str, Any]:
         name: partition.bytes_per_device(getattr(state, name), getattr(shardings, name))
         for name in ("params", "moments")
     }
-    began = time.monotonic()
-    memory, kernels = _compiled(step, state, rows, shardings, mesh, topology)
-    seconds = time.monotonic() - began
-    by_kind = {
-        "parameters": held["params"],
-        "moments": held["moments"],
-        "batch": memory.argument_size_in_bytes - sum(held.values()),
-        "temporaries": memory.temp_size_in_bytes,
-        "program": memory.generated_code_size_in_bytes,
-    }
-    by_kind["total"] = sum(by_kind.values())
-    return {
-        "fits": fits(by_kind["total"], topology),
-        "hbm_bytes_per_chip": by_kind,
-        "hbm_bytes_of_a_chip": _hbm(topology),
-        "compile_seconds": seconds,
-        "parameters": parameters.count(model_config)["total"],
-        "tokens_per_step": config.batch_size * config.data.seq_len,
-        "flops_per_token": flops.flops_per_token(model_config, config.data.seq_len)["train"],
-        "kernels": kernels,
-        "mesh": dict(mesh.shape),
-        "config": config.to_dict(),
-        "topology": topology,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
-    }
-
-
-def _compiled(step, state, rows, shardings, mesh, topology: str) -> tuple[Any, int]:
-    """A chip's memory for the step, as the compiler has it, and how many kernels of ours are in the program."""
-    import jax
-
-    from gpt4jax.parallel import partition
-
     jitted = jax.jit(
         step, in_shardings=(shardings, partition.batch_sharding(mesh)),
         out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
     )  # fmt: skip
     with jax.set_mesh(mesh):
-        lowered = jitted.lower(state, rows)
-        try:
-            memory = lowered.compile().memory_analysis()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(f"{topology}: the compiler found no room for the step: {str(error)[:1500]}") from error
-    assert memory is not None  # which it is on back ends that cannot say
-    return memory, lowered.as_text().count("tpu_custom_call")
+        return Program(jitted.lower(state, rows), mesh, model_config, held, config.batch_size)
 
 
-def fits(total: int, topology: str) -> bool:
-    """Whether so many bytes a chip leave free what must stay free."""
-    return total <= FITS * _hbm(topology)
-
-
-def _hbm(topology: str) -> int:
-    return HBM[topology.partition(":")[0]]
-
-
-def chips(topology: str) -> Sequence[Any]:
-    """The devices of a topology such as "v5p:4x4x4", none of which is there; only for compiling.
+def plan(config, name: str) -> dict[str, Any]:
+    """Whether the train step of `config` fits a chip of the topology `name`; what is in it: `words`, and DESIGN's keys.
 
     Raises:
-        UserError: a kind or shape that does not exist, or no libtpu.
+        UserError: an unknown topology, a config that does not divide over it, no libtpu, or a step that the compiler
+            itself refuses for want of memory.
     """
-    import importlib.util
+    from gpt4jax.model import flops, parameters
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
-    from jax.experimental import topologies
+    topology = topologies.parse(name)
+    step = program(config, topology)
+    began = time.monotonic()
+    memory, text = topologies.compiled(step.lowered, topology)
+    seconds = time.monotonic() - began
+    by_kind = {
+        "parameters": step.held["params"],
+        "moments": step.held["moments"],
+        "batch": memory.argument_size_in_bytes - sum(step.held.values()),
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    by_kind["total"] = sum(by_kind.values())
+    tokens = config.batch_size * config.data.seq_len
+    of_token = flops.flops_per_token(step.model_config, config.data.seq_len)["train"]
+    return {
+        "fits": by_kind["total"] <= topologies.FITS * topology.device.hbm_bytes,
+        "hbm_bytes_per_chip": by_kind,
+        "hbm_bytes_of_a_chip": topology.device.hbm_bytes,
+        "compile_seconds": seconds,
+        "parameters": parameters.count(step.model_config)["total"],
+        "tokens_per_step": tokens,
+        "flops_per_token": of_token,
+        "flops_per_step": of_token * tokens,
+        **speed(step, topology, text, tokens, of_token),
+        "kernels": text.count("tpu_custom_call"),
+        "mesh": dict(step.mesh.shape),
+        "config": config.to_dict(),
+        "topology": topology.name,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    }
 
-    kind, _, shape = topology.partition(":")
-    if kind not in HBM or not shape:
-        raise UserError(f"--topology {topology!r}: it must be one of {', '.join(HBM)} and chips a side, as v5p:4x4x4")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("plans are compiled by libtpu, which is not here: pip install -e '.[tpu]'")
-    try:
-        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
-    except Exception as error:  # whatever libtpu raises for what it doesn't know
-        raise UserError(f"--topology {topology}: libtpu knows no such slice: {str(error)[:500]}") from error
+
+def sweep(config, name: str, most: int) -> dict[str, Any]:
+    """The plan of the fastest variant that fits, of up to `most` that are compiled; `tried` has what each gave.
+
+    Raises:
+        UserError: as `plan` does, or no variant fits.
+    """
+    topology = topologies.parse(name)
+    likely = [one for one in _candidates(config, topology) if one.fits(topology)]
+    if not likely:
+        raise UserError(f"{name}: no variant fits, by arithmetic. {nearest(config, name, 0)}")
+    plans: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
+    for one in likely[:most]:
+        variant = config.copy_and_resolve_references()
+        variant.mesh.update(dict(one.mesh))
+        variant.model.remat, variant.batch_size = one.remat, one.batch_size
+        job.say(" ".join(f"--config.{override}" for override in one.overrides()))
+        try:
+            plans.append(plan(variant, name))
+        except UserError as error:
+            job.say(f"  {str(error)[:200]}")
+            tried.append({"overrides": one.overrides(), "fits": False})
+            continue
+        keys = ("fits", "step_seconds", "tokens_per_second", "mfu", "bound_by")
+        tried.append({"overrides": one.overrides()} | {key: plans[-1][key] for key in keys})
+        job.say(f"  {plans[-1]['tokens_per_second']:,.0f} tokens/s" + ("" if plans[-1]["fits"] else ", does not fit"))
+    fitting = [found for found in plans if found["fits"]]
+    if not fitting:
+        raise UserError(f"{name}: none of {len(tried)} compiled variants fits. {nearest(config, name, 0)}")
+    return max(fitting, key=lambda found: found["tokens_per_second"]) | {"tried": tried}
+
+
+def _candidates(config, topology: Topology) -> list[Any]:
+    from gpt4jax.parallel import candidates
+
+    model_config = configuration.model_config(config)
+    count = len(topologies.devices(topology))
+    return candidates.candidates(model_config, config.batch_size, config.data.seq_len, topology, count)
+
+
+def nearest(config, name: str, total: int) -> str:
+    """In words, by how much a step of `total` bytes a device is too large, and which variant fits by arithmetic."""
+    topology = topologies.parse(name)
+    room = topologies.FITS * topology.device.hbm_bytes
+    fitting = [one for one in _candidates(config, topology) if one.fits(topology) and one.bytes < (total or room)]
+    over = f"{(total - room) / 2**30:.2f} GiB a device too much. " if total else ""
+    if not fitting:
+        state = 3 * 4 if config.model.param_dtype == "float32" else 3 * 2
+        return f"{over}Nothing fits {name} by arithmetic: a parameter takes {state} bytes on all devices together"
+    near = min(fitting, key=lambda one: (abs(one.batch_size - config.batch_size), one.bytes))
+    flags = " ".join(f"--config.{override}" for override in near.overrides())
+    return f"{over}The nearest that fits by arithmetic, with {near.bytes / 2**30:.1f} GiB: {flags}"
+
+
+def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_token: float) -> dict[str, Any]:
+    """How fast a compiled step is by the model of `gpt4jax.parallel.cost`, and what bounds it."""
+    from gpt4jax.model import flops
+    from gpt4jax.parallel import cost, hlo, schedule
+
+    devices = list(step.mesh.devices.flat)
+    placement = cost.Placement(topology, dict(step.mesh.shape), devices)
+    areas = cost.tile_areas(step.model_config, tokens // step.rows)
+    priced = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
+    found = cost.cost(priced, cost.constants(topology.device))
+    of_kinds: dict[str, dict[str, float]] = {}
+    for (kind, axis), sent in sorted(found.bytes.items()):
+        of_kinds.setdefault(kind, {})[axis] = sent
+    per_second = tokens / found.seconds
+    return {
+        "step_seconds": found.seconds,
+        "seconds_by_kind": found.by_kind,
+        "tokens_per_second": per_second,
+        "mfu": flops.mfu(per_second, flops_per_token, len(devices), topology.device.peak_flops),
+        "bound_by": found.bound_by,
+        "collective_bytes": of_kinds,
+    }
 
 
 def words(found: dict[str, Any]) -> str:
@@ -160,13 +234,24 @@ def words(found: dict[str, Any]) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     kinds = ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in sizes.items() if kind != "total")
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    parts = ", ".join(f"{kind} {seconds:.3g}" for kind, seconds in found["seconds_by_kind"].items())
+    sent = ", ".join(
+        f"{kind} over {axis} {count / 2**30:.3g}"
+        for kind, of_axes in found["collective_bytes"].items()
+        for axis, count in of_axes.items()
+    )
     return "\n".join(
         (
             f"{found['parameters']:,} parameters on {found['topology']} ({mesh})",
-            f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token']:.3g} FLOPs a token in the decoder",
-            f"HBM of a chip, GiB: {kinds}",
+            f"{found['tokens_per_step']:,} tokens a step, {found['flops_per_token']:.3g} FLOPs a token, "
+            f"{found['flops_per_step']:.3g} a step in the decoder",
+            f"HBM of a device, GiB: {kinds}",
             f"together {sizes['total'] / 2**30:.2f} of {has / 2**30:.2f} GiB, {sizes['total'] / has:.0%}: "
-            + ("it fits" if found["fits"] else f"it does not fit (at most {FITS:.0%} is to be taken)"),
+            + ("it fits" if found["fits"] else f"it does not fit (at most {topologies.FITS:.0%} is to be taken)"),
+            f"sent by a device in a step, GiB: {sent or 'nothing'}",
+            f"by a model, not measured: {found['step_seconds']:.3g} s a step, "
+            f"{found['tokens_per_second']:,.0f} tokens/s, "
+            f"{found['mfu']:.1%} MFU, bound by {found['bound_by']} (seconds: {parts})",
             f"compiled in {found['compile_seconds']:.0f} s with {found['kernels']} kernels; {versions}",
         )
     )

@@ -9,6 +9,7 @@ import pytest
 from gpt4jax import config as configuration
 from gpt4jax import plan
 from gpt4jax.errors import UserError
+from gpt4jax.parallel import topology as topologies
 from gpt4jax.training import objective, step
 from tests import runs
 
@@ -28,10 +29,19 @@ def test_the_batch_of_a_plan_has_the_shapes_that_the_loader_makes(name, tmp_path
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), planned) == expected
 
 
-@pytest.mark.parametrize("topology", ["v5p", "v9:2x2", "", "4x4x4"])
+@pytest.mark.parametrize("topology", ["v5p", "v9:2x2", "", "4x4x4", "v5p:4xx4", "v5p:4x4x4*0", "v5e:16"])
 def test_a_topology_that_does_not_exist_is_refused_in_words(topology):
     with pytest.raises(UserError, match="must be one of v4, v5e, v5p"):
-        plan.chips(topology)
+        topologies.parse(topology)
+
+
+def test_a_topology_of_two_slices_and_its_links():
+    two = topologies.parse("v5p:4x4x8*2")
+    assert (two.kind, two.sides, two.slices) == ("v5p", (4, 4, 8), 2)
+    assert [two.links(side) for side in range(3)] == [2, 2, 2]
+    flat = topologies.parse("v6e:8x16")  # of which only a side of 16 closes
+    assert [flat.links(side) for side in range(2)] == [1, 2]
+    assert topologies.parse("v5p:2x2x1").links(2) == 0
 
 
 def test_help_answers_and_a_contrastive_run_is_refused():
@@ -43,14 +53,75 @@ def test_help_answers_and_a_contrastive_run_is_refused():
         objective.abstract_batch(config, configuration.model_config(config))
 
 
-def test_what_takes_more_than_its_share_of_a_chip_does_not_fit():
-    assert plan.fits(int(0.91 * 16 * 2**30), "v5e:2x2") and not plan.fits(int(0.93 * 16 * 2**30), "v5e:2x2")
-    assert plan.fits(int(0.93 * 16 * 2**30), "v6e:8x8") and not plan.fits(90 * 10**9, "v5p:4x4x4")
+def test_a_plan_in_words_says_whether_it_fits_how_fast_it_is_and_what_bounds_it():
     kinds = {"parameters": 2**30, "temporaries": 15 * 2**30, "total": 16 * 2**30}
     found = {
-        "fits": plan.fits(kinds["total"], "v5e:2x2"),
-        "hbm_bytes_per_chip": kinds, "hbm_bytes_of_a_chip": plan.HBM["v5e"], "compile_seconds": 1.0,
-        "parameters": 10, "tokens_per_step": 8, "flops_per_token": 60.0, "kernels": 0, "mesh": {"data": 4},
-        "topology": "v5e:2x2", "versions": {"jax": "0"},
+        "fits": False, "hbm_bytes_per_chip": kinds, "hbm_bytes_of_a_chip": topologies.DEVICES["v5e"].hbm_bytes,
+        "compile_seconds": 1.0, "parameters": 10, "tokens_per_step": 8, "flops_per_token": 60.0,
+        "flops_per_step": 480.0, "kernels": 0, "mesh": {"data": 4}, "topology": "v5e:2x2", "versions": {"jax": "0"},
+        "step_seconds": 2.0, "tokens_per_second": 4.0, "mfu": 0.5, "bound_by": "arithmetic",
+        "seconds_by_kind": {"arithmetic": 1.5, "collectives over fsdp": 0.5},
+        "collective_bytes": {"all-gather": {"fsdp": 2**31}},
     }  # fmt: skip
-    assert "100%: it does not fit" in plan.words(found)
+    said = plan.words(found)
+    assert "100%: it does not fit" in said and "all-gather over fsdp 2" in said
+    assert "2 s a step, 4 tokens/s, 50.0% MFU, bound by arithmetic" in said
+    assert "it fits" in plan.words(found | {"fits": True})
+
+
+class _Slice:
+    """As many devices as a topology has, and no libtpu."""
+
+    def __init__(self, monkeypatch, count):
+        monkeypatch.setattr(topologies, "devices", lambda topology: [None] * count)
+
+
+def large(**changes):
+    """An 8B decoder on 16 chips of 16 GiB, whose state alone takes 6 GiB each."""
+    config = configuration.load("configs/pod_vision_8b.py")
+    config.vision.frontend = "none"
+    config.data.dataset = "python_stdlib"
+    config.batch_size = 64
+    for name, value in changes.items():
+        config.model[name] = value
+    return config
+
+
+def plans(config, name):
+    """A stand-in for the compiler: slower with tensor, and small batches alone fit."""
+    speed = 1e6 / config.mesh.tensor / (2 if config.model.remat == "full" else 1)
+    kinds = {"parameters": 1, "total": 10**9 if config.batch_size <= 64 else 10**11}
+    return {
+        "fits": config.batch_size <= 64, "tokens_per_second": speed, "step_seconds": 1.0, "mfu": 0.5,
+        "bound_by": "arithmetic", "hbm_bytes_per_chip": kinds, "config": config.to_dict(),
+    }  # fmt: skip
+
+
+def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(monkeypatch):
+    _Slice(monkeypatch, 16)
+    asked = []
+
+    def one(config, name):
+        asked.append(config.to_dict())
+        return plans(config, name)
+
+    monkeypatch.setattr(plan, "plan", one)
+    found = plan.sweep(large(), "v5p:2x2x4", 4)
+    assert len(asked) == len(found["tried"]) == 4 and found["fits"]
+    fitting = [one for one in found["tried"] if one["fits"]]
+    assert found["tokens_per_second"] == max(one["tokens_per_second"] for one in fitting)
+    for config in asked:  # only what divides
+        mesh = config["mesh"]
+        assert config["batch_size"] % (mesh["data"] * mesh["fsdp"]) == 0 and 8 % mesh["tensor"] == 0
+        assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 16
+
+
+def test_what_cannot_fit_is_said_with_how_much_and_the_nearest_that_does(monkeypatch):
+    _Slice(monkeypatch, 16)
+    said = plan.nearest(large(), "v5e:4x4", 20 * 2**30)
+    assert said.startswith("5.28 GiB a device too much")  # 20 - 0.92 x 16
+    assert "--config.mesh.fsdp=16" in said and "--config.batch_size=" in said
+    _Slice(monkeypatch, 4)
+    assert "Nothing fits v5e:2x2" in plan.nearest(large(), "v5e:2x2", 30 * 2**30)
+    with pytest.raises(UserError, match="no variant fits"):
+        plan.sweep(large(), "v5e:2x2", 3)

@@ -1,0 +1,123 @@
+"""Which meshes, remat policies and batch sizes a sweep looks at, by arithmetic alone: pure functions of shapes.
+
+The arithmetic is rough, and orders candidates before any is compiled: what is compiled decides.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gpt4jax.model import flops, parameters
+from gpt4jax.model.config import Config
+from gpt4jax.parallel import partition
+from gpt4jax.parallel.topology import FITS, Topology
+
+BUSY = 0.7  # share of the peak that products of matrices reach
+TENSOR, COPIES = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+LANES = 128  # of parameters cut into pieces that are no multiple of it XLA sums padded copies: twice as much is sent
+SUMS = {"none": 4, "dots": 4, "full": 6}  # of a layer's activations over `tensor`: two forward, as many back and again
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to run a config.
+
+    Attributes:
+        mesh: its sizes.
+        remat, batch_size: as in the config.
+        bytes: that a device holds, about.
+        tokens_per_second: about.
+    """
+
+    mesh: tuple[tuple[str, int], ...]
+    remat: str
+    batch_size: int
+    bytes: float
+    tokens_per_second: float
+
+    def overrides(self) -> list[str]:
+        """As flags have them after `--config.`."""
+        sizes = [f"mesh.{axis}={size}" for axis, size in self.mesh]
+        return [*sizes, f"model.remat={self.remat}", f"batch_size={self.batch_size}"]
+
+    def fits(self, topology: Topology) -> bool:
+        """Whether its bytes leave free what must stay free."""
+        return self.bytes <= FITS * topology.device.hbm_bytes
+
+
+def candidates(config: Config, batch_size: int, seq_len: int, topology: Topology, devices: int) -> list[Candidate]:
+    """What divides, the fastest by arithmetic first: every mesh of data, fsdp and tensor, remat policy and batch size.
+
+    Batches are the config's, half, twice and four times as much. `data` is the number of slices, or some times that.
+    """
+    out = []
+    for copies, tensor, remat, times in itertools.product(COPIES, TENSOR, ("full", "dots"), (0.5, 1, 2, 4)):
+        rows, data = int(batch_size * times), copies * topology.slices
+        if devices % (tensor * data) or rows < 1:
+            continue
+        mesh = {"data": data, "fsdp": devices // tensor // data, "tensor": tensor, "context": 1}
+        if _divides(config, mesh, rows):
+            remade = dataclasses.replace(config, remat=remat)
+            held = device_bytes(remade, mesh, rows, seq_len)
+            speed = rows * seq_len / seconds(remade, mesh, rows, seq_len, topology)
+            out.append(Candidate(tuple(mesh.items()), remat, rows, held, speed))
+    return sorted(out, key=lambda one: -one.tokens_per_second)
+
+
+class _Shape:
+    """What `partition.check` asks of a mesh."""
+
+    def __init__(self, shape: Mapping[str, int]) -> None:
+        self.shape = shape
+
+
+def _divides(config: Config, mesh: Mapping[str, int], rows: int) -> bool:
+    shape: Any = _Shape(mesh)
+    try:
+        partition.check(config, shape, rows)
+    except ValueError:
+        return False
+    # Attention's kernels take whole heads; the compiler would pad.
+    return config.num_kv_heads % mesh["tensor"] == 0
+
+
+def device_bytes(config: Config, mesh: Mapping[str, int], rows: int, seq_len: int) -> float:
+    """State, what the backward pass keeps, one layer's work and a chunk's logits."""
+    tensor, shards = mesh["tensor"], mesh["fsdp"] * mesh["tensor"]
+    width, state = 2, 3 * config_bytes(config)  # parameters and two moments
+    tokens = rows // (mesh["data"] * mesh["fsdp"]) * seq_len
+    gates = 2 if config.activation == "swiglu" else 1
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    inner = (gates * config.mlp_dim + heads) / tensor
+    cycle = len(config.attention)
+    kept = {
+        "full": config.num_layers / cycle * config.embed_dim,
+        "dots": config.num_layers * (3 * config.embed_dim + inner),
+        "none": config.num_layers * (8 * config.embed_dim + 3 * inner),
+    }[config.remat]
+    layer = cycle * (8 * config.embed_dim + 3 * inner)
+    chunk = config.loss_chunk_len or seq_len
+    logits = 2 * 4 * tokens / seq_len * chunk * config.vocab_size / tensor
+    return state / shards + tokens * width * (kept + layer) + logits
+
+
+def config_bytes(config: Config) -> int:
+    """Bytes of all parameters."""
+    return parameters.count(config)["total"] * (4 if config.param_dtype == "float32" else 2)
+
+
+def seconds(config: Config, mesh: Mapping[str, int], rows: int, seq_len: int, topology: Topology) -> float:
+    """Products of matrices; gathering parameters, beside them if nothing is padded; sums over `tensor`."""
+    device, devices = topology.device, math.prod(mesh.values())
+    tensor, tokens = mesh["tensor"], rows * seq_len
+    work = flops.flops_per_token(config, seq_len)["train"] * tokens * (4 / 3 if config.remat == "full" else 1.05)
+    ways = sum(topology.links(side) for side in range(len(topology.sides)))
+    sent = 3 * 2 * parameters.count(config)["total"] / tensor  # bfloat16, forward and twice back
+    padded = config.embed_dim // mesh["fsdp"] % LANES > 0
+    gathered = sent * (2 if padded else 1) / (ways * device.link_bandwidth)
+    of_device = tokens / (mesh["data"] * mesh["fsdp"]) * config.embed_dim * 2 * 2 * (tensor - 1) / tensor
+    summed = SUMS[config.remat] * config.num_layers * of_device / (2 * device.link_bandwidth)
+    products = work / (devices * device.peak_flops * BUSY)
+    return (products + gathered if padded else max(products, gathered)) + summed

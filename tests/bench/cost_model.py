@@ -1,0 +1,170 @@
+"""The model of a step's time (`gpt4jax.parallel.cost`) beside published step times.
+
+    python -m tests.bench.cost_model [--fit] [--compile NAME ...]
+
+`published_steps.json` has the rows: shape, mesh, batch and compiler flags of a run as its source gives them, and the
+seconds of a step, read from its log or worked out from the FLOP/s that it says. Each row's step is OUR train step of
+that shape, compiled for its topology. `--compile` does that for rows whose name begins so ("all": those that are not
+there yet; minutes each, needs the extra `tpu`) and keeps what the steps of the program take in `priced_steps.json.gz`,
+from which the rest works. A step that does not fit a chip here (theirs kept activations in the host's memory) is
+compiled with fewer layers, and its loops over layers are counted as often as there are layers.
+
+`--fit` fits the constants on the rows that say `fitted`, by least squares of the logarithms.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+
+from gpt4jax import config as configuration
+from gpt4jax.errors import UserError
+from gpt4jax.parallel import cost, hlo, schedule, topology
+
+HERE = pathlib.Path(__file__).parent
+ROWS, KEPT = HERE / "published_steps.json", HERE / "priced_steps.json.gz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--fit", action="store_true", help="fit the constants first")
+    parser.add_argument("--compile", nargs="*", default=[], help="names of rows, or all")
+    flags = parser.parse_args()
+    rows = json.loads(ROWS.read_text())
+    kept = json.loads(gzip.decompress(KEPT.read_bytes())) if KEPT.exists() else {}
+    for row in rows:
+        if any(row["name"].startswith(name) or (name == "all" and row["name"] not in kept) for name in flags.compile):
+            kept[row["name"]] = compiled(row)
+            KEPT.write_bytes(gzip.compress(json.dumps(kept).encode(), mtime=0))
+    there = [row for row in rows if row["name"] in kept]
+    steps = {row["name"]: from_json(kept[row["name"]]["steps"]) for row in there}
+    found = constants(there, steps) if flags.fit else {row["name"]: cost.constants(kind(row)) for row in there}
+    report(rows, kept, steps, found)
+
+
+def kind(row: dict[str, Any]) -> topology.Device:
+    return topology.parse(row["topology"]).device
+
+
+def compiled(row: dict[str, Any]) -> dict[str, Any]:
+    """What the steps of a row's program take, with as many of its layers as fit."""
+    from gpt4jax import plan
+
+    config = configuration.default().unlock()
+    with config.ignore_type():
+        config.update(row["config"])
+    config.lock()
+    where, layers = topology.parse(row["topology"]), config.model.num_layers
+    for share in (1, 2, 4, 8):
+        # An odd number: no other loop runs so often.
+        config.model.num_layers = layers if share == 1 else layers // share // 2 * 2 - 1
+        program = plan.program(config, where)
+        try:
+            memory, text = topology.compiled(program.lowered, where, row["flags"])
+        except UserError as error:
+            print(f"{row['name']}, {config.model.num_layers} layers: {str(error)[:150]}", file=sys.stderr)
+            continue
+        placement = cost.Placement(where, dict(program.mesh.shape), list(program.mesh.devices.flat))
+        areas = cost.tile_areas(program.model_config, config.data.seq_len)
+        steps = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
+        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        print(f"{row['name']}: compiled with {config.model.num_layers} of {layers} layers", file=sys.stderr)
+        counted = repeated(steps, config.model.num_layers, layers)
+        return {"layers": config.model.num_layers, "bytes": total, "steps": to_json(counted)}
+    raise UserError(f"{row['name']}: no room even for {config.model.num_layers} layers")
+
+
+def repeated(steps: cost.Priced, layers: int, all_layers: int) -> cost.Priced:
+    """With the loops over `layers` counted as often as there are layers."""
+    return tuple(
+        cost.Repeated(all_layers if step.trips == layers else step.trips, repeated(step.steps, layers, all_layers))
+        if isinstance(step, cost.Repeated)
+        else step
+        for step in steps
+    )
+
+
+def to_json(steps: cost.Priced) -> list[Any]:
+    """Lists that begin with the name of a step's class; what takes no time is left out."""
+    out: list[Any] = []
+    for step in steps:
+        if isinstance(step, cost.Repeated):
+            out.append(["Repeated", step.trips, to_json(step.steps)])
+        elif isinstance(step, schedule.Done):
+            out.append(["Done", step.key])
+        elif not isinstance(step, cost.Busy) or step.seconds:
+            out.append([type(step).__name__, *(float(f"{x:.6g}") if isinstance(x, float) else x for x in step)])
+    return out
+
+
+def from_json(lists: list[Any]) -> cost.Priced:
+    makers: dict[str, Any] = {"Busy": cost.Busy, "Sending": cost.Sending, "Done": schedule.Done}
+    return tuple(
+        cost.Repeated(rest[0], from_json(rest[1])) if name == "Repeated" else makers[name](*rest)
+        for name, *rest in lists
+    )
+
+
+def constants(rows: list[dict[str, Any]], steps: dict[str, cost.Priced]) -> dict[str, cost.Constants]:
+    """Fitted ones: `cycles` for each size of matrix unit, `links` for all."""
+    fitted = [row for row in rows if row["fitted"]]
+    units = sorted({kind(row).mxu for row in fitted})
+    best, least = None, np.inf
+    for links in np.arange(0.4, 1.01, 0.05):
+        of_unit = {}
+        error = 0.0
+        for unit in units:
+            own = [row for row in fitted if kind(row).mxu == unit]
+            tried = [
+                (sum(_log_error(row, steps, cost.Constants(cycles, cost.KERNELS, links)) ** 2 for row in own), cycles)
+                for cycles in np.arange(0.4, 1.201, 0.01)
+            ]
+            smallest, of_unit[unit] = min(tried)
+            error += smallest
+        if error < least:
+            best, least = (of_unit, links), error
+    assert best is not None
+    print("fitted:", {unit: round(float(c), 2) for unit, c in best[0].items()}, "links", round(float(best[1]), 2))
+    return {
+        row["name"]: cost.Constants(float(best[0][kind(row).mxu]), cost.KERNELS, float(best[1]))
+        for row in rows
+        if kind(row).mxu in best[0]
+    }
+
+
+def _log_error(row: dict[str, Any], steps: dict[str, cost.Priced], with_constants: cost.Constants) -> float:
+    return float(np.log(cost.cost(steps[row["name"]], with_constants).seconds / row["seconds"]))
+
+
+def report(rows, kept, steps, found) -> None:
+    """Each row, and the errors of those that nothing was fitted on."""
+    held = []
+    print(f"{'':28} published  modelled   error             seconds of")
+    for row in rows:
+        name = row["name"]
+        if name not in kept:
+            print(f"{name:28} {row['seconds']:8.2f} s  not compiled")
+            continue
+        result = cost.cost(steps[name], found[name])
+        error = result.seconds / row["seconds"] - 1
+        if not row["fitted"]:
+            held.append(abs(error))
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in result.by_kind.items() if seconds > 5e-3)
+        layers = kept[name]["layers"]
+        cut = "" if layers == row["config"]["model"]["num_layers"] else f" (compiled with {layers} layers)"
+        how = "fitted  " if row["fitted"] else "held out"
+        print(f"{name:28} {row['seconds']:8.2f} s {result.seconds:8.2f} s  {error:+6.1%}  {how}  {parts}{cut}")
+    if len(held) > 1:
+        quarter = statistics.quantiles(held, n=4, method="inclusive")[2]
+        print(f"{len(held)} rows held out: median error {statistics.median(held):.1%}, 75th percentile {quarter:.1%}")
+
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    main()
