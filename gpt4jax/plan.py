@@ -87,7 +87,7 @@ def program(config, topology: Topology) -> Program:
         if model_config.attention_lowering == "auto":
             model_config = dataclasses.replace(model_config, attention_lowering="tpu")
         mesh = meshes.make_mesh(config.mesh, devices)
-        partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches)
+        partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches, config.data.seq_len)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
         rows = objective.abstract_batch(config, model_config)
     except ValueError as error:
@@ -141,13 +141,19 @@ def plan(config, name: str) -> dict[str, Any]:
         "tokens_per_step": tokens,
         "flops_per_token": of_token,
         "flops_per_step": of_token * tokens,
-        **speed(step, topology, text, tokens, of_token),
+        **(speed(step, topology, text, tokens, of_token) if step.mesh.shape["context"] == 1 else _UNKNOWN),
         "kernels": text.count("tpu_custom_call"),
         "mesh": dict(step.mesh.shape),
         "config": config.to_dict(),
         "topology": topology.name,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     }
+
+
+# Over `context` each device runs a branch of its own, which the model of a step's time does not know.
+_UNKNOWN = dict.fromkeys(
+    ("step_seconds", "seconds_by_kind", "tokens_per_second", "mfu", "bound_by", "collective_bytes")
+)
 
 
 def sweep(config, name: str, most: int) -> dict[str, Any]:
@@ -157,6 +163,10 @@ def sweep(config, name: str, most: int) -> dict[str, Any]:
         UserError: as `plan` does, or no variant fits.
     """
     topology = topologies.parse(name)
+    if config.mesh.context != 1:
+        raise UserError(
+            f"mesh.context is {config.mesh.context}: steps over it have no modelled time to compare; only 1"
+        )
     likely = [one for one in _candidates(config, topology) if one.fits(topology)]
     if not likely:
         raise UserError(f"{name}: no variant fits, by arithmetic. {nearest(config, name, 0)}")
@@ -234,12 +244,6 @@ def words(found: dict[str, Any]) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     kinds = ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in sizes.items() if kind != "total")
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    parts = ", ".join(f"{kind} {seconds:.3g}" for kind, seconds in found["seconds_by_kind"].items())
-    sent = ", ".join(
-        f"{kind} over {axis} {count / 2**30:.3g}"
-        for kind, of_axes in found["collective_bytes"].items()
-        for axis, count in of_axes.items()
-    )
     return "\n".join(
         (
             f"{found['parameters']:,} parameters on {found['topology']} ({mesh})",
@@ -248,12 +252,25 @@ def words(found: dict[str, Any]) -> str:
             f"HBM of a device, GiB: {kinds}",
             f"together {sizes['total'] / 2**30:.2f} of {has / 2**30:.2f} GiB, {sizes['total'] / has:.0%}: "
             + ("it fits" if found["fits"] else f"it does not fit (at most {topologies.FITS:.0%} is to be taken)"),
-            f"sent by a device in a step, GiB: {sent or 'nothing'}",
-            f"by a model, not measured: {found['step_seconds']:.3g} s a step, "
-            f"{found['tokens_per_second']:,.0f} tokens/s, "
-            f"{found['mfu']:.1%} MFU, bound by {found['bound_by']} (seconds: {parts})",
+            *_words_of_speed(found),
             f"compiled in {found['compile_seconds']:.0f} s with {found['kernels']} kernels; {versions}",
         )
+    )
+
+
+def _words_of_speed(found: dict[str, Any]) -> tuple[str, ...]:
+    if found["step_seconds"] is None:
+        return ("the time of a step is not modelled where rows lie over mesh.context",)
+    parts = ", ".join(f"{kind} {seconds:.3g}" for kind, seconds in found["seconds_by_kind"].items())
+    sent = ", ".join(
+        f"{kind} over {axis} {count / 2**30:.3g}"
+        for kind, of_axes in found["collective_bytes"].items()
+        for axis, count in of_axes.items()
+    )
+    return (
+        f"sent by a device in a step, GiB: {sent or 'nothing'}",
+        f"by a model, not measured: {found['step_seconds']:.3g} s a step, {found['tokens_per_second']:,.0f} tokens/s, "
+        f"{found['mfu']:.1%} MFU, bound by {found['bound_by']} (seconds: {parts})",
     )
 
 
