@@ -129,20 +129,19 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         status = BROKEN_PIPE
-    except OSError as error:
-        if error.errno not in _OF_THE_USER:
-            raise
-        say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
-        status = 2
     except KeyboardInterrupt as stop:
         say("interrupted; nothing that was saved is lost")
         status = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-    except Exception:
-        if not _one_of_several():
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_USER:
+            say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
+            status = 2
+        elif not _one_of_several():
             raise
-        traceback.print_exc()
-        say("error: this process cannot go on; if another one of the run ended before it, that is why")
-        status = FAILED
+        else:
+            traceback.print_exc()
+            say("error: this process cannot go on; if another one of the run ended before it, that is why")
+            status = FAILED
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

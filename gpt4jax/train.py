@@ -53,14 +53,16 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     configuration.check_values(config)
     processes.join(config.mesh, workdir, job.say)
     say = job.say if processes.first() else job.silent
-    model_config, mesh, tx = _checked(config)
     if processes.joined():
         from gpt4jax.scaling.forecast import provenance
 
         processes.check_same(configuration.flat(config) | {"code and versions": provenance()})
+    model_config, mesh, tx = _checked(config)
     cache_dir = files.cache_dir(config.data.cache_dir)
     start = init_from.find(config, model_config, workdir, cache_dir, say)
     processes.of_first(lambda: workdirs.open_workdir(workdir, config))
+    if processes.joined() and not processes.see_the_same(workdir):
+        raise UserError(f"--workdir {workdir} is not one folder for all processes: each host sees its own")
     say(f"{report.describe(model_config, mesh, config)}\nworkdir {workdir}")
 
     # --- Data: tokenized once, then cached.
@@ -123,12 +125,14 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     # --- The end: a short sample and a summary.
     if stop.received is not None and not loop.finished:
         say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
+        processes.wait()
         return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
     sample = report.sample(model_config, state.params, chosen.tokenizer, config, say)
     if processes.first():
         seconds = time.monotonic() - began
         summary = report.summary(config, parameters.count(model_config)["total"], loop, log, seconds, workdir)
         print(sample, summary, sep="\n" if sample else "", flush=True)
+    processes.wait()  # for the sample: at the exit they would not wait long enough
     return 0
 
 
@@ -174,9 +178,11 @@ def _stalled() -> None:
     """Ends a run in which nothing happens any more."""
     from gpt4jax.parallel import processes
 
-    job.say("error: no step and no batch of an evaluation for mesh.stall_seconds; each thread stands here:")
-    faulthandler.dump_traceback(all_threads=True)
-    processes.leave(job.FAILED)
+    def words() -> str:
+        faulthandler.dump_traceback(all_threads=True)
+        return "no step and no batch of an evaluation for mesh.stall_seconds; where each thread stands is above"
+
+    processes.leave(job.FAILED, words)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_two_processes_do_what_one_does(home, alone):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for its processes in /proc")
 def test_a_notice_to_one_saves_on_all_and_another_cluster_goes_on(home, alone):
-    """Two processes, of which the second is told to stop; then one process with six devices."""
+    """Two processes, of which the second is told to stop; then one process with four, on another mesh."""
     workdir = home / "told"
     cluster = launched(home, workdir)
     said = hit(cluster, 1, signal.SIGTERM, "step 5/")

@@ -71,7 +71,9 @@ def build(
     summary = folder / "summary.json"
     if summary.is_file():
         try:
-            return TokenCache(folder, **json.loads(summary.read_text()))
+            found = TokenCache(folder, **json.loads(summary.read_text()))
+            wait()  # the others may have looked before it was there
+            return found
         except (ValueError, TypeError) as error:
             raise UserError(f"{summary} is damaged; remove the folder {folder}, and it is made anew") from error
     sizes, not_utf8 = [], []

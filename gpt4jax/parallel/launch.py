@@ -3,11 +3,13 @@
     python -m gpt4jax.parallel.launch --processes 4 --devices 2 -- python -m gpt4jax.train --config ... --workdir DIR
 
 The processes find each other through JAX's distributed runtime, as the hosts of a pod do. Each line of their output has
-the number of its process before it. If one fails, the others are ended and all start again, up to `--restarts` times;
-SIGTERM and Ctrl-C go to all of them, once. The exit status is 0, or that of the first process that failed.
+the number of its process before it. If one fails, the others have `--grace` seconds to end, and all start again, up to
+`--restarts` times, unless what was asked for is wrong (status 2). SIGTERM and Ctrl-C go to all; the second one kills.
+The exit status is 0, or that of a process that failed.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -22,7 +24,7 @@ from gpt4jax import job
 from gpt4jax.errors import UserError
 from gpt4jax.signals import INTERRUPTED, TERMINATED
 
-_STOPPED = (INTERRUPTED, TERMINATED, -signal.SIGTERM, -signal.SIGINT)  # asked to, so there is nothing to start again
+_FINAL = (2, INTERRUPTED, TERMINATED, -signal.SIGTERM, -signal.SIGINT)  # wrong, or asked to: nothing to start again
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     status = 0
     for start in range(flags.restarts + 1):
         status = Cluster(command, flags.processes, flags.devices).run(flags.grace, stop)
-        if status == 0 or stop or status in _STOPPED:
+        if status == 0 or stop or status in _FINAL:
             break
         again = f"; start {start + 2} of at most {flags.restarts + 1}" if start < flags.restarts else ""
         job.say(f"a process ended with status {status}{again}")
@@ -64,11 +66,14 @@ class Cluster:
         own |= {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
         self._processes = []
         for number in range(processes):
-            process = subprocess.Popen(
-                command, env=os.environ | own | {"JAX_PROCESS_ID": str(number)}, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C comes to the launcher alone
-            )  # fmt: skip
+            try:
+                process = subprocess.Popen(
+                    command, env=os.environ | own | {"JAX_PROCESS_ID": str(number)}, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C comes to the launcher alone
+                )  # fmt: skip
+            except FileNotFoundError as error:
+                raise UserError(f"there is no command {command[0]}") from error
             self._processes.append(process)
         self._readers = [
             threading.Thread(target=_pass_on, args=(source, target, f"[{number}] ".encode()), daemon=True)
@@ -86,7 +91,7 @@ class Cluster:
         while None in [process.poll() for process in self._processes]:  # asks all: not up to the first that runs
             if len(stop) > told:  # the first: as a platform takes machines back; the second: at once
                 self._send(signal.SIGTERM if told == 0 else signal.SIGKILL)
-                told, until = len(stop), min(until, time.monotonic() + grace)
+                told, until = told + 1, min(until, time.monotonic() + grace)
             bad = [process.returncode for process in self._processes if process.returncode]
             if bad and failed is None:
                 failed, until = bad[0], min(until, time.monotonic() + grace)
@@ -115,8 +120,9 @@ def _free_port() -> int:
 def _pass_on(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
     """Line by line, so that lines of different processes don't mix."""
     for line in source:
-        target.write(prefix + (line if line.endswith(b"\n") else line + b"\n"))
-        target.flush()
+        with contextlib.suppress(OSError):  # of a reader that has gone: the process must not wait for one
+            target.write(prefix + (line if line.endswith(b"\n") else line + b"\n"))
+            target.flush()
 
 
 if __name__ == "__main__":

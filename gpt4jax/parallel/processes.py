@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import socket
 import threading
 import uuid
@@ -71,7 +72,7 @@ def join(options: Any, folder: Any, say: Callable[[str], None], environ: Mapping
         return
     process, of = where
     roll = RollCall(folder, process, of)
-    timer = threading.Timer(options.join_seconds, lambda: leave(1, f"error: {roll.missing(options.join_seconds)}"))
+    timer = threading.Timer(options.join_seconds, lambda: leave(1, lambda: roll.missing(options.join_seconds)))
     timer.daemon = True
     timer.start()
     own: dict[str, Any] = {} if process is None else {"num_processes": of, "process_id": process}
@@ -81,10 +82,13 @@ def join(options: Any, folder: Any, say: Callable[[str], None], environ: Mapping
             **({} if slurm else own), initialization_timeout=int(options.join_seconds) + 60,
             heartbeat_timeout_seconds=int(options.heartbeat_seconds),
         )  # fmt: skip
-    except ValueError as error:
-        if process is not None:
-            raise UserError(f"this process cannot join the others: {error}") from error
-        return  # chips of a host that belongs to no cluster
+    except (ValueError, RuntimeError) as error:
+        if process is None and not _named(environ) and isinstance(error, ValueError):
+            return  # chips of a host that belongs to no cluster
+        raise UserError(
+            f"the environment says that this is one of several processes, but it cannot join them: {error}; "
+            "JAX_NUM_PROCESSES=1 if it is alone (on Kubernetes JAX needs its extra: pip install 'jax[k8s]')"
+        ) from error
     finally:
         timer.cancel()
         roll.close()
@@ -105,14 +109,23 @@ def _place(environ: Mapping[str, str]) -> tuple[int | None, int | None] | None:
         process, of = (_whole(environ, name) for name in ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"))
         if not 0 <= process < of:
             raise UserError(f"JAX_PROCESS_ID {process} is none of 0 to {of - 1} (JAX_NUM_PROCESSES {of})")
+        if not re.fullmatch(r".+:\d+", environ["JAX_COORDINATOR_ADDRESS"]):
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is {environ['JAX_COORDINATOR_ADDRESS']!r}; it must be HOST:PORT")
         return process, of
     if all(name in environ for name in _SLURM) and _whole(environ, "SLURM_NTASKS") > 1:
         return _whole(environ, "SLURM_PROCID"), _whole(environ, "SLURM_NTASKS")
+    if _named(environ):
+        return None, None  # JAX asks the platform for the rest
+    if given:
+        raise UserError("JAX_COORDINATOR_ADDRESS without JAX_NUM_PROCESSES and JAX_PROCESS_ID: it needs all three")
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    named = any(name in environ for name in ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"))
-    on_tpu = named or (chips and importlib.util.find_spec("libtpu") is not None)
+    return (None, None) if chips and importlib.util.find_spec("libtpu") is not None else None
+
+
+def _named(environ: Mapping[str, str]) -> bool:
+    """Whether a platform says that this is one of several, but for which and of how many."""
     in_job = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
-    return (None, None) if on_tpu or in_job else None  # JAX asks the platform for the rest
+    return in_job or any(name in environ for name in ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"))
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:
@@ -147,10 +160,12 @@ class RollCall:
         self._own.unlink(missing_ok=True)
 
 
-def leave(status: int, words: str = "") -> NoReturn:
-    """Ends this process at once, without waiting for the others as an ordinary exit would."""
-    os.write(2, f"{words}\n".encode() if words else b"")
-    os._exit(status)
+def leave(status: int, words: Callable[[], str] = lambda: "") -> NoReturn:
+    """Ends this process at once, without waiting for the others as an ordinary exit would; `words` say why."""
+    try:
+        os.write(2, f"error: {words()}\n".encode())
+    finally:  # whatever the words meet: nobody who reads them, a folder that is gone
+        os._exit(status)
 
 
 def wait(seconds: float = _LONGEST_WAIT) -> None:
@@ -208,6 +223,7 @@ def of_all(value: Any) -> list[Any]:
     """The value of every process, as JSON has it, in their order; all must call this."""
     if not joined():
         return [value]
+    wait()  # as in `of_first`
     data = json.dumps(value).encode()
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
     padded = np.zeros(1 << max(8, int(max(lengths) - 1).bit_length()), np.uint8)
@@ -248,7 +264,7 @@ def see_the_same(folder: Any) -> bool:
 
 
 class Watchdog:
-    """Ends this process if nothing happens in it for too long, so that a run that hangs does not wait forever.
+    """Calls `on_stall` if nothing happens for too long, so that a run that hangs does not wait forever.
 
     A peer that is dead is found by its missing heartbeats; this finds one that lives and does nothing.
     """

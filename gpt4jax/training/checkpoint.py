@@ -46,6 +46,7 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         self.restored = False  # whether the run goes on from a checkpoint
         self._saving = False
+        self._failed: Exception | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
@@ -80,8 +81,14 @@ class Checkpoints:
         """
         # Not Orbax's check_for_errors while it saves: that takes the error away from the thread which, seeing
         # none, would go on and remove an older checkpoint.
+        if self._failed is not None and processes.joined():
+            self._in_words(self._raise_failure)
         if self._saving and not self.saving():
             self.wait()
+
+    def _raise_failure(self) -> None:
+        assert self._failed is not None
+        raise self._failed
 
     def saving(self) -> bool:
         """Whether a save is under way."""
@@ -115,6 +122,13 @@ class Checkpoints:
             raise UserError(f"a checkpoint could not be written to {self.folder} ({error}); {kept}") from error
 
     def _seal(self) -> None:
+        try:
+            self._write_manifests()
+        except Exception as error:
+            self._failed = error  # of several processes the others now wait for this one: `check` must not
+            raise
+
+    def _write_manifests(self) -> None:
         for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
             paths = _sealed(folder)
             manifest = {

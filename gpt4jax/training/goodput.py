@@ -85,6 +85,7 @@ class Journal:
         self._file = files.Appender(workdir / FILE)
         self._start = wall() - sum(clock.read().values())
         self._written = 0.0
+        self._file.write("\n")  # a kill may have cut the last line of an earlier start
         self.line(first_step)
 
     def line(self, step: int, *, now: bool = True) -> None:
@@ -162,7 +163,7 @@ def read(folder: Any) -> list[dict[str, Any]]:
         raise UserError(f"{folder} has no {FILE}: no run of gpt4jax.train has begun there")
     found = []
     for line in path.read_text().split("\n"):
-        with contextlib.suppress(ValueError):  # a line that a kill cut off, and another start went on behind it
+        with contextlib.suppress(ValueError):  # nothing, or a line that a kill cut off
             fields = json.loads(line)
             if isinstance(fields, dict) and {"start", "step", "time", "seconds"} <= fields.keys():
                 found.append(fields)

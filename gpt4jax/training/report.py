@@ -55,7 +55,7 @@ def sample(model_config, params, tokenizer, config, say: Callable[[str], None]) 
     if model_config.position == "transformer_xl":
         say('no sample: the engine that decodes has no Transformer-XL memory (eval.sample_prompt="" asks for none)')
         return ""
-    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    room = processes.of_first(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     if room is not None and size > room / 2:
         say(f"no sample: {size / 2**30:.1f} GiB of parameters do not fit one device (gpt4jax.sample --tensor splits)")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 from gpt4jax.training import metrics
-from tests.runs import ROOT, TINY, command, environment, final_state, run, write_corpus
+from tests.runs import ROOT, TINY, command, environment, run, write_corpus
 
 STEPS, ROWS = 24, 24  # 24 rows divide over 8, 6 and 4 devices
 
@@ -100,7 +100,7 @@ def until(home: pathlib.Path, workdir: pathlib.Path, devices: int, step: int, *o
     for line in process.stderr:
         if line.startswith(f"step {step}/"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait() in (0, 143)
+    assert process.wait() == 143
 
 
 def elastic(home: pathlib.Path) -> None:
@@ -118,16 +118,12 @@ def elastic(home: pathlib.Path) -> None:
     first = home / "four_by_two"
     until(home, first, 8, 12, "--config.mesh.data=4", "--config.mesh.fsdp=2")
     step = max(int(p.name) for p in (first / "checkpoints").iterdir() if p.name.isdecimal())
-    saved = final_state(first, step)
     for data, fsdp in ((1, 8), (8, 1), (1, 1)):
         other = home / f"on_{data}_{fsdp}"
         subprocess.run(["cp", "-r", first, other], check=True)
         same = (f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}")
         done = run("train", *flags(home, other, *same), cache=home / "cache", devices=data * fsdp)
         assert done.returncode == 0 and f"resumed at step {step}" in done.stderr, done.stderr
-        if (other / "checkpoints" / str(step)).is_dir():
-            again = final_state(other, step)
-            assert all(again[name].tobytes() == array.tobytes() for name, array in saved.items())
         print(f"4 x 2 at step {step} on {data} x {fsdp}:", json.dumps(furthest(other, steady)), flush=True)
 
 
