@@ -1,6 +1,6 @@
 """The model of a step's time (`gpt4jax.parallel.cost`) beside published step times.
 
-    python -m tests.bench.cost_model [--fit] [--compile NAME ...]
+    python -m tests.bench.cost_model [--fit] [--compile NAME ...] [--best NAME ...]
 
 `published_steps.json` has the rows: shape, mesh, batch and compiler flags of a run as its source gives them, and the
 seconds of a step, read from its log or worked out from the FLOP/s that it says. Each row's step is OUR train step of
@@ -9,7 +9,9 @@ there yet; minutes each, needs the extra `tpu`) and keeps what the steps of the 
 from which the rest works. A step that does not fit a chip here (theirs kept activations in the host's memory) is
 compiled with fewer layers, and its loops over layers are counted as often as there are layers.
 
-`--fit` fits the constants on the rows that say `fitted`, by least squares of the logarithms.
+`--fit` fits the constants on the rows that say `fitted`, by least squares of the logarithms. `--best` sweeps over other
+meshes, remat policies and batches of a row's shape on its topology, and puts the best beside the published one, both by
+the model; only what exceeds the 75th percentile of the model's error is a gain.
 """
 
 import argparse
@@ -35,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--fit", action="store_true", help="fit the constants first")
     parser.add_argument("--compile", nargs="*", default=[], help="names of rows, or all")
+    parser.add_argument("--best", nargs="*", default=[], help="names of rows to sweep over")
     flags = parser.parse_args()
     rows = json.loads(ROWS.read_text())
     kept = json.loads(gzip.decompress(KEPT.read_bytes())) if KEPT.exists() else {}
@@ -46,6 +49,30 @@ def main() -> None:
     steps = {row["name"]: from_json(kept[row["name"]]["steps"]) for row in there}
     found = constants(there, steps) if flags.fit else {row["name"]: cost.constants(kind(row)) for row in there}
     report(rows, kept, steps, found)
+    for row in there:
+        if any(row["name"].startswith(name) for name in flags.best):
+            best(row, cost.cost(steps[row["name"]], found[row["name"]]).seconds)
+
+
+def of_row(row: dict[str, Any]) -> Any:
+    """The config of a row's run."""
+    config = configuration.default().unlock()
+    with config.ignore_type():
+        config.update(row["config"])
+    return config.lock()
+
+
+def best(row: dict[str, Any], seconds: float) -> None:
+    """The fastest of the four most promising variants of a row, beside the row as it was published."""
+    from gpt4jax import plan
+
+    config = of_row(row)
+    found = plan.sweep(config, row["topology"], 4)
+    published = config.batch_size * config.data.seq_len / seconds
+    gain = found["tokens_per_second"] / published - 1
+    print(f"{row['name']}: published {published:,.0f} tokens/s, best {found['tokens_per_second']:,.0f} ({gain:+.1%})")
+    for tried in found["tried"]:
+        print(f"    {tried}")
 
 
 def kind(row: dict[str, Any]) -> topology.Device:
@@ -56,10 +83,7 @@ def compiled(row: dict[str, Any]) -> dict[str, Any]:
     """What the steps of a row's program take, with as many of its layers as fit."""
     from gpt4jax import plan
 
-    config = configuration.default().unlock()
-    with config.ignore_type():
-        config.update(row["config"])
-    config.lock()
+    config = of_row(row)
     where, layers = topology.parse(row["topology"]), config.model.num_layers
     for share in (1, 2, 4, 8):
         # An odd number: no other loop runs so often.

@@ -57,7 +57,7 @@ x = jax.ShapeDtypeStruct((4 * 2048, 4096), jnp.bfloat16, sharding=place("data"))
 w = jax.ShapeDtypeStruct((7, 4096, 4096), jnp.bfloat16, sharding=place())
 run = jax.jit(lambda x, w: jax.lax.scan(lambda x, one: (x @ one, None), x, w)[0])
 steps = schedule.schedule(hlo.parse(topology.compiled(run.lower(x, w), where)[1]))
-loops = [(step.trips, sum(s.cycles or 0 for s in step.steps)) for step in steps if isinstance(step, schedule.Loop)]
+loops = [(step.trips, max(s.cycles or 0 for s in step.steps)) for step in steps if isinstance(step, schedule.Loop)]
 print(json.dumps(loops))
 """
 
