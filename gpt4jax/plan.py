@@ -201,17 +201,31 @@ def _candidates(config, topology: Topology) -> list[Any]:
 
 
 def nearest(config, name: str, total: int) -> str:
-    """In words, by how much a step of `total` bytes a device is too large, and which variant fits by arithmetic."""
+    """In words, by how much a step of `total` bytes a device (0: not known) is too large, and which variant fits.
+
+    That is arithmetic; by how much it was wrong of the step itself, it is taken to be wrong of the others.
+    """
     topology = topologies.parse(name)
     room = topologies.FITS * topology.device.hbm_bytes
-    fitting = [one for one in _candidates(config, topology) if one.fits(topology) and one.bytes < (total or room)]
+    wrong = max(1.0, total / _arithmetic(config, topology)) if total else 1.0
+    fitting = [one for one in _candidates(config, topology) if one.bytes * wrong <= room]
     over = f"{(total - room) / 2**30:.2f} GiB a device too much. " if total else ""
     if not fitting:
         state = 3 * 4 if config.model.param_dtype == "float32" else 3 * 2
         return f"{over}Nothing fits {name} by arithmetic: a parameter takes {state} bytes on all devices together"
     near = min(fitting, key=lambda one: (abs(one.batch_size - config.batch_size), one.bytes))
     flags = " ".join(f"--config.{override}" for override in near.overrides())
-    return f"{over}The nearest that fits by arithmetic, with {near.bytes / 2**30:.1f} GiB: {flags}"
+    return f"{over}The nearest that fits by arithmetic, with {near.bytes * wrong / 2**30:.1f} GiB: {flags}"
+
+
+def _arithmetic(config, topology: Topology) -> float:
+    """Bytes a device of the config's own step, as its variants' are worked out."""
+    from gpt4jax.parallel import candidates
+    from gpt4jax.parallel import mesh as meshes
+
+    sizes = meshes.mesh_shape(config.mesh, len(topologies.devices(topology)))
+    mesh = dict(zip(meshes.MESH_AXES, sizes, strict=True))
+    return candidates.device_bytes(configuration.model_config(config), mesh, config.batch_size, config.data.seq_len)
 
 
 def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_token: float) -> dict[str, Any]:

@@ -121,6 +121,10 @@ def test_what_cannot_fit_is_said_with_how_much_and_the_nearest_that_does(monkeyp
     said = plan.nearest(large(), "v5e:4x4", 20 * 2**30)
     assert said.startswith("5.28 GiB a device too much")  # 20 - 0.92 x 16
     assert "--config.mesh.fsdp=16" in said and "--config.batch_size=" in said
+    near = dict(flag.removeprefix("--config.").split("=") for flag in said.partition("GiB: ")[2].split())
+    own = large()
+    itself = {"batch_size": str(own.batch_size), "model.remat": own.model.remat, "mesh.fsdp": "16"}
+    assert {key: near[key] for key in itself} != itself  # of which it is known that it does not fit
     _Slice(monkeypatch, 4)
     assert "Nothing fits v5e:2x2" in plan.nearest(large(), "v5e:2x2", 30 * 2**30)
     with pytest.raises(UserError, match="no variant fits"):
