@@ -37,7 +37,7 @@ def launched(home, workdir, *overrides, launcher=()):
     """A cluster of two processes with two devices each."""
     job = command("train", *flags(home, workdir, *overrides))
     return subprocess.Popen(
-        command("parallel.launch", "--processes", 2, "--devices", 2, "--grace", 20, *launcher, "--", *job),
+        command("parallel.launch", "--processes", 2, "--devices", 2, "--grace", 4, *launcher, "--", *job),
         env=environment(home / "cache"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -119,11 +119,11 @@ def test_a_notice_to_one_saves_on_all_and_another_cluster_goes_on(home, alone):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for its processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_ends_all_and_the_launcher_starts_again(home, alone, how):
-    workdir = home / f"lost-{how.name}"
+def test_a_lost_process_ends_all_and_the_launcher_starts_again(home, alone):
+    """One that is stopped: it is not even dead. (`tests.bench.chaos --processes 2` kills, too.)"""
+    workdir = home / "lost"
     cluster = launched(home, workdir, launcher=("--restarts", 1))
-    said = hit(cluster, 1, how, "step 9/")
+    said = hit(cluster, 1, signal.SIGSTOP, "step 9/")
     since = time.monotonic()
     for line in cluster.stderr:
         said += line
