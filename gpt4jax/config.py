@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from gpt4jax import files
 from gpt4jax.errors import UserError
 
 
@@ -311,7 +312,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+def from_json(path: files.Path) -> ml_collections.ConfigDict:
     """The config of a run from its `config.json`.
 
     Raises:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.evaluate", description=__doc__.partition(":")[0] + ".")
     job.model_flags(parser)
     parser.add_argument("--tasks", required=True, help='names with commas between them; "list" says which there are')
-    parser.add_argument("--out", type=pathlib.Path, help="a folder; of a run that was stopped: the same one")
+    parser.add_argument("--out", type=files.user_path, help="a folder; of a run that was stopped: the same one")
     parser.add_argument("--limit", type=int, help="items of each task: those that come first by a hash (default: all)")
     parser.add_argument("--shots", type=int, help="solved examples in front (default: as many as each task has)")
     parser.add_argument("--registry_path", default="", help="a folder of OpenAI Evals, for tasks oai:NAME")

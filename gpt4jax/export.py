@@ -4,7 +4,6 @@ DIR gets safetensors files, config.json and the tokenizer, as `transformers` rea
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 from gpt4jax import files, job
@@ -14,7 +13,9 @@ def main(argv: Sequence[str]) -> int:
     """Reads the flags and exports; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.export", description=__doc__.partition(":")[0] + ".")
     job.model_flags(parser)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument(
+        "--out", type=files.user_path, required=True, help="a folder that does not exist yet, or is empty"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the tensors (default: as they are)"
     )
@@ -26,7 +27,7 @@ def export(flags: argparse.Namespace) -> int:
     """Loads the model, writes the folder and says what it holds."""
     from gpt4jax import weights
 
-    out = files.user_path(flags.out).absolute()
+    out = files.local_folder(flags.out, "--out")
     weights.check_target(out)
     loaded = job.load_model(flags, flags.dtype)
     saved = weights.save(out, loaded.config, loaded.params, loaded.tokenizer, dtype=flags.dtype)

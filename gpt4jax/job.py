@@ -4,7 +4,6 @@ import argparse
 import errno
 import logging
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,19 +18,22 @@ _OF_THE_USER = {  # no space, no permission, no such kind of path
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
+_OF_THE_STORE = ("aiohttp", "gcsfs", "google")  # whose errors are those of the network, and of credentials
 
 
 def config_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --config and --workdir."""
     parser.add_argument("--config", required=True, help="a file with get_config(), such as configs/quickstart.py")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="where the run lives; an old one resumes")
+    parser.add_argument(
+        "--workdir", required=True, type=files.user_path, help="where the run lives; an old one resumes"
+    )
     parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.model.num_layers=4"
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --workdir and --weights, of which one must be given."""
     one = parser.add_mutually_exclusive_group(required=True)
-    one.add_argument("--workdir", type=pathlib.Path, help="a run of gpt4jax.train")
+    one.add_argument("--workdir", type=files.user_path, help="a run of gpt4jax.train")
     one.add_argument(
         "--weights",
         help="a folder of safetensors, a .gguf file, an id of the Hugging Face hub, smollm2-135m-instruct",
@@ -54,12 +56,12 @@ def load_model(flags: argparse.Namespace, dtype: str = "", mesh=None):
 
     if flags.weights is not None:
         return weights.load(flags.weights, dtype=dtype, mesh=mesh, say=say)
-    workdir = files.user_path(flags.workdir)
+    workdir = flags.workdir
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no run of gpt4jax: it has no config.json")
     config = configuration.from_json(workdir / "config.json")
     model_config = configuration.model_config(config)
-    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
+    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.shared_cache(config.data.cache_dir))
     tok = tok if model_config.vision is None else tokenizer.with_images(tok)
     shardings = weights.shardings(model_config, mesh, str(workdir))
     step, params = load_params(workdir, model_config, say, shardings)
@@ -109,10 +111,10 @@ def silent(line: str) -> None:
 def quiet() -> None:
     """Keeps libraries' own words out of this process's.
 
-    Orbax and TFDS log the whole story of each file, and of one failed write some hundred lines from every thread; we
-    raise the error itself, in words, and it shall be what is seen.
+    Orbax, TFDS and the client of an object store log the whole story of each file, and of one failed write some
+    hundred lines from every thread; we raise the error itself, in words, and it shall be what is seen.
     """
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "gcsfs", "google"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -135,6 +137,9 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_USER:
             say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
+            status = 2
+        elif type(error).__module__.partition(".")[0] in _OF_THE_STORE:
+            say(f"error: the object store: {type(error).__name__}: {error}; nothing that was saved is lost")
             status = 2
         elif not _one_of_several():
             raise

@@ -13,7 +13,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "--topology", required=True, help=f"kind and chips a side, e.g. v5p:4x4x4; of {', '.join(topologies.DEVICES)}"
     )
     parser.add_argument("--sweep", type=int, default=0, metavar="N", help="compile up to N variants, name the best")
-    parser.add_argument("--out", type=pathlib.Path, help="the plan as JSON")
+    parser.add_argument("--out", type=files.user_path, help="the plan as JSON")
     parser.epilog = "--config.GROUP.KEY=VALUE overrides any key of the config, e.g. --config.mesh.tensor=4"
     flags, overrides = job.parse(parser, argv)
     config = configuration.load(flags.config, overrides)
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if not found["fits"]:
         print(nearest(config, flags.topology, found["hbm_bytes_per_chip"]["total"]))
     if flags.out is not None:
-        files.replace(files.user_path(flags.out), (json.dumps(found, indent=2) + "\n").encode())
+        files.replace(flags.out, (json.dumps(found, indent=2) + "\n").encode())
     return 0 if found["fits"] else 1
 
 

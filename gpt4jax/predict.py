@@ -251,7 +251,7 @@ def _open(workdir: pathlib.Path, config) -> None:
 
 def _data(config, plan, problems) -> tuple[dict[str, Any], forecast.Units]:
     """What identifies the data, and the units of the held-out rows; says how many epochs the longest run makes."""
-    data = text.load(config.data, config.model.vocab_size, files.cache_dir(config.data.cache_dir), job.say)
+    data = text.load(config.data, config.model.vocab_size, files.shared_cache(config.data.cache_dir), job.say)
     if problems:
         solving.check_problems(problems, data.tokenizer, config.model.max_seq_len)
     epochs = plan.targets[0].num_tokens / data.facts["train"]["pairs"]

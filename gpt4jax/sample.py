@@ -7,12 +7,11 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from gpt4jax import job, signals
+from gpt4jax import files, job, signals
 from gpt4jax.errors import UserError
 
 CHAT_CONTEXT = 4096  # tokens of a chat, unless the model's context is shorter or --max_len says otherwise
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "--image",
         action="append",
         default=[],
-        type=pathlib.Path,
+        type=files.user_path,
         help="for each <|image|> in the prompt, in their order",
     )
     parser.add_argument(
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         help="answer in two stages: what follows the images and this text is said first (to stderr), then the answer",
     )
     parser.add_argument("--system", help="the system message of a chat")
-    parser.add_argument("--chat_template", type=pathlib.Path, help="a file with a Jinja template, for a chat")
+    parser.add_argument("--chat_template", type=files.user_path, help="a file with a Jinja template, for a chat")
     parser.add_argument("--max_tokens", type=int, help="of a text or an answer, at most (default 128; chat: 512)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default %(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="only the k most likely; 0: all")
@@ -95,7 +94,7 @@ def sample(flags: argparse.Namespace, settings: dict[str, Any]) -> int:
         (flags.prompt + text).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is no UTF-8 text: {flags.prompt!r}") from error
-    pictures = [images.read(path) for path in flags.image]  # before a model is loaded for them
+    pictures = [images.read(files.local_copy(path)) for path in flags.image]  # before a model is loaded for them
     loaded, tokenizer = _load(flags)
     vision = loaded.config.vision
     ids, given = of_images.prompt(tokenizer, vision, text, pictures)

@@ -2,13 +2,12 @@
 
 The same command resumes what was interrupted. DIR gets config.json, data.json, metrics.jsonl, goodput.jsonl,
 checkpoints/<step>/, TensorBoard events and, for a trained tokenizer, tokenizer.json. On several hosts the same command
-runs on each, and DIR is a folder that all of them see.
+runs on each, and DIR is a folder that all of them see, such as gs://BUCKET/NAME.
 """
 
 import argparse
 import contextlib
 import faulthandler
-import pathlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     return train(configuration.load(flags.config, overrides), flags.workdir, profile=flags.profile)
 
 
-def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
+def train(config, workdir: files.Path, *, profile: bool = False) -> int:
     """Runs (or resumes) the training that `config` describes; returns the exit status.
 
     Raises:
@@ -44,9 +43,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
     from gpt4jax.training.log import TrainLog
     from gpt4jax.training.loop import Loop, Watch, evaluations
 
-    if "://" in str(workdir) or ":/" in str(workdir):
-        raise UserError(f"--workdir {workdir}: only local folders for now, no object store")
-    workdir = files.user_path(workdir).absolute()
+    workdir = files.absolute(files.user_path(workdir))
     clock = goodput.Clock(began)
 
     # --- What is asked for, checked before anything is written; by all processes, if there are several.
@@ -58,7 +55,7 @@ def train(config, workdir: pathlib.Path, *, profile: bool = False) -> int:
 
         processes.check_same(configuration.flat(config) | {"code and versions": provenance()})
     model_config, mesh, tx = _checked(config)
-    cache_dir = files.cache_dir(config.data.cache_dir)
+    cache_dir = files.shared_cache(config.data.cache_dir)
     start = init_from.find(config, model_config, workdir, cache_dir, say)
     processes.of_first(lambda: workdirs.open_workdir(workdir, config))
     if processes.joined() and not processes.see_the_same(workdir):

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,13 +20,13 @@ _FORMAT = "3"  # of the files below; a change makes new caches
 
 @dataclasses.dataclass(frozen=True)
 class TokenCache:
-    """The shards of one split on disk.
+    """The shards of one split on disk, or in an object store.
 
     `totals` counts documents, empty ones left out, parts after splitting, pairs (target tokens) and bytes;
     `not_utf8` has the numbers of documents left out because they are no text.
     """
 
-    folder: pathlib.Path
+    folder: files.Path
     num_shards: int
     totals: dict[str, int]
     not_utf8: list[int]
@@ -55,7 +54,7 @@ def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[list[tuple[int, 
 def build(
     documents: Sequence[bytes],
     tokenizer: Tokenizer,
-    folder: pathlib.Path,
+    folder: files.Path,
     shard_bytes: int,
     share: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
@@ -84,7 +83,6 @@ def build(
             not_utf8.append(i)
     if not sum(sizes):
         raise UserError("the data set has no usable document")
-    folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(sizes, shard_bytes)
     for number in range(share[0], len(shards), share[1]):
         if not _path(folder, number, "tokens").is_file():
@@ -103,7 +101,7 @@ def build(
     return TokenCache(folder, len(shards), totals, not_utf8)
 
 
-def cache_folder(cache_dir: pathlib.Path, corpus: str, fingerprint: str, tokenizer: Tokenizer, shard_bytes: int):
+def cache_folder(cache_dir: files.Path, corpus: str, fingerprint: str, tokenizer: Tokenizer, shard_bytes: int):
     """Where the cache of a corpus lies: keyed by source, tokenizer, shard size and format."""
     key = "\n".join((fingerprint, tokenizer.fingerprint, str(shard_bytes), _FORMAT))
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -141,15 +139,15 @@ def _boundary(text: bytes, at: int) -> int:
     return at
 
 
-def _path(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+def _path(folder: files.Path, number: int, kind: str) -> files.Path:
     return folder / f"{number:05d}.{kind}.npy"
 
 
-def _load(folder: pathlib.Path, number: int, kind: str) -> np.ndarray:
-    return np.load(_path(folder, number, kind), mmap_mode="r")
+def _load(folder: files.Path, number: int, kind: str) -> np.ndarray:
+    return np.load(files.local_copy(_path(folder, number, kind)), mmap_mode="r")
 
 
-def _save(folder: pathlib.Path, number: int, kind: str, array: np.ndarray) -> None:
+def _save(folder: files.Path, number: int, kind: str, array: np.ndarray) -> None:
     # Through memory: np.save's own error on a full disk says neither that it is full nor where.
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -198,7 +196,7 @@ def plan_rows(cache: TokenCache, seq_len: int, share: tuple[int, int] = (0, 1)) 
         _shard_plan(cache.folder, number, seq_len)
 
 
-def _shard_plan(folder: pathlib.Path, number: int, seq_len: int) -> Plan:
+def _shard_plan(folder: files.Path, number: int, seq_len: int) -> Plan:
     kinds = [f"plan{seq_len}.{field}" for field in Plan._fields]
     if not _path(folder, number, kinds[-1]).is_file():
         for kind, array in zip(kinds, plan(_load(folder, number, "offsets"), seq_len), strict=True):

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gpt4jax import files
 from gpt4jax.data import images
 from gpt4jax.data.fetch import Archive, fetch_archive
 from gpt4jax.errors import UserError
@@ -56,7 +57,7 @@ def of(name: str, cache_dir: pathlib.Path) -> list[Captioned]:
     if kind == "emoji":
         return emoji(rest, cache_dir)
     if kind == "captioned" and rest:
-        return own(pathlib.Path(rest).expanduser())
+        return own(files.local_copy(files.user_path(rest)))
     raise UserError(f"{name!r} names no captioned images: it must be emoji:google, emoji:twitter or captioned:FOLDER")
 
 

@@ -98,7 +98,8 @@ def prepare(options: Any, cache_dir: pathlib.Path) -> Corpus:
     elif kind in _GENERATED:
         builder = _generated(kind, path, cache_dir)
     elif kind in ("folder", "jsonl") and path:
-        builder = _own(UserText, str(files.user_path(path).resolve()), options.text_feature, cache_dir)
+        root = files.local_copy(files.user_path(path)).resolve()
+        builder = _own(UserText, str(root), options.text_feature, cache_dir)
     else:
         return _tfds_set(options)
     report = dict(builder.info.metadata or {})
@@ -335,7 +336,7 @@ def tfds_builder(options: Any) -> tfds.core.DatasetBuilder:
     """
     name = options.dataset
     try:
-        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), try_gcs=False)
+        builder = tfds.builder(name, data_dir=_tfds_folder(name), try_gcs=False)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         raise UserError(
             f"data.dataset {name!r} is neither python_stdlib, python_packages, grammar:MEGABYTES, "
@@ -348,6 +349,15 @@ def tfds_builder(options: Any) -> tfds.core.DatasetBuilder:
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(f"TFDS set {name!r} is stored as {builder.info.file_format.value}: {how}")
     return builder
+
+
+def _tfds_folder(name: str) -> str | None:
+    """Where TFDS looks: $TFDS_DATA_DIR; of a set that lies in an object store, a folder here with a copy of it."""
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if folder is None or not files.in_store(root := files.user_path(folder)):
+        return folder
+    parts = name.replace(":", "/").split("/")  # SET[/CONFIG][:VERSION]
+    return str(files.local_copy(root.joinpath(*parts), root).parents[len(parts) - 1])
 
 
 def tfds_source(builder: tfds.core.DatasetBuilder, ours: str, theirs: str) -> Any:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _END_OF_DOCUMENT = (tokenizer_json.END, "<|end_of_text|>")
 
 
-def read(folder: pathlib.Path) -> Tokenizer:
+def read(folder: files.Path) -> Tokenizer:
     """The tokenizer of a folder of weights, or of a run that keeps one.
 
     Raises:
@@ -54,14 +53,14 @@ def read(folder: pathlib.Path) -> Tokenizer:
     return from_json(text, roles, stops, add_bos=settings.get("add_bos_token"), template=template, where=folder / FILE)
 
 
-def _text(path: pathlib.Path) -> str:
+def _text(path: files.Path) -> str:
     try:
         return path.read_text()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8: {error}") from error
 
 
-def write(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+def write(tokenizer: Tokenizer, folder: files.Path) -> None:
     """Writes a tokenizer, our own too, such that `read` and transformers' AutoTokenizer give it back."""
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     files.replace(folder / FILE, tokenizer.json())

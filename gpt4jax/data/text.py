@@ -1,9 +1,9 @@
 """From the config group `data` to a tokenizer and rows."""
 
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from gpt4jax import files
 from gpt4jax.data import cache, corpora, is_utf8, stream, tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import processes
@@ -30,7 +30,7 @@ class TextData(NamedTuple):
 def load(
     options: Any,
     vocab_size: int,
-    cache_dir: pathlib.Path,
+    cache_dir: files.Path,
     say: Callable[[str], None],
     foreign: tokenizer.Tokenizer | None = None,
 ) -> TextData:
@@ -41,7 +41,7 @@ def load(
     Raises:
         UserError: no such data set or tokenizer, no usable document, a vocabulary above the model's.
     """
-    corpus = processes.first_then_others(lambda: corpora.prepare(options, cache_dir))
+    corpus = processes.first_then_others(lambda: corpora.prepare(options, files.on_disk(cache_dir)))
     for line in corpus.skipped:
         say(f"{options.dataset}: skipped {line}")
 

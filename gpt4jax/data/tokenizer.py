@@ -81,7 +81,7 @@ class Tokenizer:
     json: Callable[[], str]
     chat_template: str | None = None
     dummy_prefix: bytes = b""
-    file: pathlib.Path | None = None
+    file: files.Path | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -110,7 +110,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
 
-def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Tokenizer:
+def get(name: str, cache_dir: files.Path, train: Callable[[], Iterable[str]], corpus_fingerprint: str) -> Tokenizer:
     """The tokenizer of that name; `bpe:SIZE` is trained on `train()` once and kept under `cache_dir`.
 
     Raises:
@@ -120,9 +120,9 @@ def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], 
     if name == "bytes":
         return from_bytes()
     if name == "gpt2":
-        return _gpt2(cache_dir)
+        return _gpt2(files.on_disk(cache_dir))
     if name == "cl100k_base":
-        return _cl100k(cache_dir)
+        return _cl100k(files.on_disk(cache_dir))
     if kind == "bpe" and size.isdecimal() and int(size) > 256:
         path = cache_dir / "tokenizers" / f"bpe-{size}-{_short(corpus_fingerprint + _SPLIT)}.json"
         if not path.is_file():
@@ -133,7 +133,7 @@ def get(name: str, cache_dir: pathlib.Path, train: Callable[[], Iterable[str]], 
     )
 
 
-def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokenizer:
+def of_run(name: str, workdir: files.Path, cache_dir: files.Path) -> Tokenizer:
     """The tokenizer that a run was trained with: a trained one lies in its workdir (`keep`)."""
     if name == WEIGHTS:
         from gpt4jax.data import foreign  # which imports this module
@@ -147,7 +147,7 @@ def of_run(name: str, workdir: pathlib.Path, cache_dir: pathlib.Path) -> Tokeniz
     return load_bpe(path)
 
 
-def keep(tokenizer: Tokenizer, workdir: pathlib.Path) -> None:
+def keep(tokenizer: Tokenizer, workdir: files.Path) -> None:
     """Copies a trained or a foreign tokenizer into a run's workdir, which needs no cache or weights from then on."""
     if tokenizer.name == WEIGHTS:
         from gpt4jax.data import foreign
@@ -200,7 +200,7 @@ def with_images(tokenizer: Tokenizer) -> Tokenizer:
     )  # fmt: skip
 
 
-def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
+def train_bpe(texts: Iterable[str], size: int, path: files.Path) -> None:
     """Trains a byte-level BPE of `size` ids (the end of text is id 0) and writes it to `path`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -218,7 +218,7 @@ def train_bpe(texts: Iterable[str], size: int, path: pathlib.Path) -> None:
     files.replace(path, bpe.to_str())
 
 
-def load_bpe(path: pathlib.Path) -> Tokenizer:
+def load_bpe(path: files.Path) -> Tokenizer:
     """A tokenizer that `train_bpe` wrote."""
     from tokenizers import Tokenizer as Fast
 

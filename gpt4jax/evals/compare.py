@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gpt4jax.evals.compare", description=__doc__.partition(":")[0] + "."
     )
-    parser.add_argument("ours", type=pathlib.Path, metavar="OURS")
-    parser.add_argument("theirs", type=pathlib.Path, metavar="THEIRS")
+    parser.add_argument("ours", type=files.user_path, metavar="OURS")
+    parser.add_argument("theirs", type=files.user_path, metavar="THEIRS")
     flags = parser.parse_args(argv)
-    ours, theirs = (read(files.user_path(folder)) for folder in (flags.ours, flags.theirs))
+    ours, theirs = (read(folder) for folder in (flags.ours, flags.theirs))
     shared = [name for name in ours if name in theirs]
     if not shared:
         raise UserError(f"no task is in both: {', '.join(ours)} and {', '.join(theirs)}")

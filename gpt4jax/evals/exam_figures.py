@@ -108,9 +108,11 @@ def _numbers(path: pathlib.Path | None) -> dict[str, float] | None:
 def main(argv: Sequence[str]) -> int:
     """Draws both figures; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.evals.exam_figures", description=__doc__.partition(".")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a folder for figure_4.png and figure_5.png")
-    parser.add_argument("--percentiles", type=pathlib.Path, help="a model's own, by exam: JSON")
-    parser.add_argument("--languages", type=pathlib.Path, help="a model's own accuracy in percent, by language: JSON")
+    parser.add_argument("--out", type=files.user_path, required=True, help="a folder for figure_4.png and figure_5.png")
+    parser.add_argument("--percentiles", type=files.user_path, help="a model's own, by exam: JSON")
+    parser.add_argument(
+        "--languages", type=files.user_path, help="a model's own accuracy in percent, by language: JSON"
+    )
     parser.add_argument("--name", default="this model", help="what to call it")
     flags = parser.parse_args(argv)
     own = [_numbers(flags.percentiles), _numbers(flags.languages)]

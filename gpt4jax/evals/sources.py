@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+from gpt4jax import files
 from gpt4jax.data.fetch import Wheel, fetch_wheels
 from gpt4jax.errors import UserError
 
@@ -67,7 +68,7 @@ def read(place: str, header: tuple[str, ...] = ()) -> list[tuple[str, Row | str]
     """
     if place.startswith("tfds:"):
         return list(_tfds(place.removeprefix("tfds:")))
-    path = pathlib.Path(place).expanduser()
+    path = files.local_copy(files.user_path(place))
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if _kind(file) in ("jsonl", "json", "csv"))
         if not found:

@@ -53,7 +53,7 @@ def share() -> tuple[int, int]:
     return (jax.process_index(), jax.process_count()) if joined() else (0, 1)
 
 
-def join(options: Any, folder: Any, say: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> None:
+def join(options: Any, folder: files.Path, say: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of this run, if the environment says that there are any.
 
     They are those of `gpt4jax.parallel.launch` (or whoever sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
@@ -138,15 +138,16 @@ def _whole(environ: Mapping[str, str], name: str) -> int:
 class RollCall:
     """A file from each process that waits for the others, in a folder that all of them see."""
 
-    def __init__(self, folder: Any, process: int | None, of: int | None):
+    def __init__(self, folder: files.Path, process: int | None, of: int | None):
         self._folder, self._process, self._of = folder / "joining", process, of
         self._own = self._folder / (socket.gethostname() if process is None else str(process))
         files.replace(self._own, socket.gethostname())
 
     def missing(self, seconds: float) -> str:
         """Who is not here, in words. A file much older than this process's own is of an earlier start."""
-        since = self._own.stat().st_mtime - seconds
-        here = sorted(p.name for p in self._folder.iterdir() if p.suffix != ".part" and p.stat().st_mtime >= since)
+        since = files.modified(self._own) - seconds
+        there = (path for path in files.below(self._folder) if path.suffix != ".part")
+        here = sorted(path.name for path in there if files.modified(path) >= since)
         start = f"not all processes joined within mesh.join_seconds = {seconds:g} s"
         if self._process is None or self._of is None:
             return f"{start}; here are {', '.join(here)}"
@@ -251,7 +252,7 @@ def stop_together(poll: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(poll)
 
 
-def see_the_same(folder: Any) -> bool:
+def see_the_same(folder: files.Path) -> bool:
     """Whether all processes see one and the same folder; all must call this."""
     name = of_first(lambda: f"seen-{uuid.uuid4().hex}")
     if first():

@@ -7,7 +7,6 @@ inverse.json and figure3.png.
 import argparse
 import json
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     """Reads the flags, measures each model and draws them; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.scaling.inverse", description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", action="append", required=True, help="as gpt4jax.sample takes them; several times")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the folder for inverse.json and figure3.png")
+    parser.add_argument(
+        "--out", required=True, type=files.user_path, help="the folder for inverse.json and figure3.png"
+    )
     parser.add_argument("--items", type=int, default=300, help="bets to judge (default: %(default)s)")
     parser.add_argument(
         "--shots", type=int, default=hindsight.SHOTS, help="judged bets in front (default: %(default)s)"
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     if flags.items < 1 or flags.shots < 0:
         raise UserError(f"--items {flags.items} and --shots {flags.shots}: at least 1 and 0")
-    out = files.user_path(flags.out)
+    out = files.local_folder(flags.out, "--out")
     items = hindsight.items(0, flags.items, flags.shots)
     report = {}
     for name in flags.weights:

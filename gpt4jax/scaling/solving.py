@@ -137,7 +137,7 @@ def engine(workdir: pathlib.Path, rows: int):
 
     config = configuration.from_json(workdir / "config.json")
     model_config = configuration.model_config(config)
-    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.cache_dir(config.data.cache_dir))
+    tok = tokenizer.of_run(config.data.tokenizer, workdir, files.shared_cache(config.data.cache_dir))
     step, params = checkpoint.load_params(workdir, model_config, lambda line: None)
     if step != config.num_steps:
         raise UserError(f"{workdir} has no sound checkpoint of its last step, {config.num_steps}, but of {step}")

@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 def load(config: Any, say: Callable[[str], None]) -> text.TextData:
     """The data of the config."""
-    return text.load(config.data, config.model.vocab_size, files.cache_dir(config.data.cache_dir), say)
+    return text.load(config.data, config.model.vocab_size, files.shared_cache(config.data.cache_dir), say)
 
 
 def shapes(config: Any, sizes: Iterable[tuple[int, int]]) -> dict[tuple[str, int, int], model.Config]:

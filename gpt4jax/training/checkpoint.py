@@ -4,6 +4,8 @@ A checkpoint is `checkpoints/<step>/` with the items "params" and "rest" (step, 
 written in the background under a temporary name; before Orbax renames it into place, we put a manifest
 of every file's sha256 inside. So what bears a step's name is whole and sealed; and because Orbax
 restores a flipped bit without a word, nothing is read before its files agree with their manifest.
+(An object store renames nothing: there `commit_success.txt`, written last, says that a checkpoint is whole,
+and the manifest has the checksums that the store itself has computed.)
 
 The restore order:
 1. The newest checkpoint whose files agree with its manifest.
@@ -15,11 +17,8 @@ Of several processes each writes what its devices hold; the first seals, and wha
 for all: each reads its share of the files to check them.
 """
 
-import hashlib
 import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,20 +27,21 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from gpt4jax import model
+from gpt4jax import files, model
 from gpt4jax.errors import UserError
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import processes
 from gpt4jax.training.state import TrainState
 
 MANIFEST = "manifest.json"
-_NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax writes these after the seal
+_COMPLETE = "commit_success.txt"
+_NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", _COMPLETE)  # Orbax writes these after the seal
 
 
 class Checkpoints:
     """The checkpoints of a workdir, as a training run writes them."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
+    def __init__(self, workdir: files.Path, keep: int):
         self.workdir = workdir
         self.folder = workdir / "checkpoints"
         self.restored = False  # whether the run goes on from a checkpoint
@@ -52,7 +52,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(files.absolute(self.folder), options=options)
 
     def latest(self) -> int | None:
         """The newest step that was saved completely."""
@@ -102,7 +102,7 @@ class Checkpoints:
         """
         self._in_words(self._wait)
 
-    def last_saved(self) -> pathlib.Path | None:
+    def last_saved(self) -> files.Path | None:
         """The newest checkpoint, after waiting for one that is being written."""
         self.wait()
         step = self.latest()
@@ -129,12 +129,11 @@ class Checkpoints:
             raise
 
     def _write_manifests(self) -> None:
-        for folder in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            paths = _sealed(folder)
-            manifest = {
-                str(path.relative_to(folder)): digest for path, digest in zip(paths, _digests(paths), strict=True)
-            }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for folder in self.folder.iterdir():
+            if _unfinished(folder):
+                paths = _sealed(folder)
+                digests = _digests(list(paths.values()))
+                files.replace(folder / MANIFEST, json.dumps(dict(zip(paths, digests, strict=True)), indent=1))
 
     def restore(self, abstract: TrainState, say: Callable[[str], None]) -> TrainState | None:
         """The newest sound state, laid out as `abstract` (shapes with shardings) is; None if nothing was saved.
@@ -169,8 +168,7 @@ class Checkpoints:
         while target.exists():
             number += 1
             target = self.workdir / "damaged" / f"{step}-{number}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), target)
+        files.move(self.folder / str(step), target)
         return str(target)
 
     def close(self) -> None:
@@ -184,7 +182,7 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 def load_params(
-    workdir: pathlib.Path, config: model.Config, say: Callable[[str], None], shardings: Any = None
+    workdir: files.Path, config: model.Config, say: Callable[[str], None], shardings: Any = None
 ) -> tuple[int, Params]:
     """(step, parameters) of the newest sound checkpoint; changes nothing in the workdir.
 
@@ -204,12 +202,12 @@ def load_params(
         reason = damage(folder / str(step))
         if reason is None:
             with ocp.StandardCheckpointer() as reader:
-                return step, reader.restore((folder / str(step) / "params").absolute(), abstract)
+                return step, reader.restore(files.absolute(folder / str(step) / "params"), abstract)
         say(f"the checkpoint of step {step} is damaged ({reason}); trying the one before")
     raise UserError(f"{workdir} holds no sound checkpoint")
 
 
-def damage(folder: pathlib.Path, share: tuple[int, int] = (0, 1)) -> str | None:
+def damage(folder: files.Path, share: tuple[int, int] = (0, 1)) -> str | None:
     """What is wrong with a checkpoint's files, by its manifest; None if nothing is.
 
     With `share` (i, n) only every n-th file, from the i-th on, is read; which there are, is always looked at.
@@ -218,7 +216,7 @@ def damage(folder: pathlib.Path, share: tuple[int, int] = (0, 1)) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return "its manifest is missing or unreadable"
-    paths = {str(path.relative_to(folder)): path for path in _sealed(folder)}
+    paths = _sealed(folder)
     strange = sorted(manifest.keys() ^ paths.keys())
     if strange:
         return f"{strange[0]} is {'missing' if strange[0] in manifest else 'not in its manifest'}"
@@ -229,22 +227,27 @@ def damage(folder: pathlib.Path, share: tuple[int, int] = (0, 1)) -> str | None:
     return None
 
 
-def _sealed(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOT_SEALED)
+def _sealed(folder: files.Path) -> dict[str, files.Path]:
+    """The files that a manifest names, by their names in it."""
+    found = (path for path in files.below(folder) if path.name not in _NOT_SEALED)
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def _digests(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The sha256 of each file, several at a time: hashing leaves Python to other threads."""
-
-    def of(path: pathlib.Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
+def _digests(paths: Sequence[files.Path]) -> list[str]:
+    """The checksum of each file, several at a time: hashing, and asking a store, leave Python to other threads."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(of, paths))
+        return list(pool.map(files.checksum, paths))
 
 
-def saved_steps(workdir: pathlib.Path) -> list[int]:
+def _unfinished(folder: files.Path) -> bool:
+    """Whether Orbax has still to say that a checkpoint is complete: by its name, or in a store by one more object."""
+    if files.in_store(folder):
+        return folder.name.isdecimal() and not (folder / _COMPLETE).exists()
+    return ".orbax-checkpoint-tmp" in folder.name
+
+
+def saved_steps(workdir: files.Path) -> list[int]:
     """The steps of the complete checkpoints of a workdir, in order."""
     folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if not _unfinished(path))

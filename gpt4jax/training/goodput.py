@@ -13,7 +13,8 @@ At every moment of a start exactly one bucket runs, so that they add up to its w
     save          what a checkpoint blocks; writing goes on beside the steps
 
 From these lines `account` finds two more: `lost`, what later starts had to do again, and `down`, from a start's last
-line to the next start. (What a killed start did after its last line is in `down`: a second, or 0.5% of its time.)
+line to the next start. (What a killed start did after its last line is in `down`: a second, or 0.5% of its time; half a
+minute in an object store, which is written to no oftener.)
 """
 
 import argparse
@@ -80,7 +81,7 @@ class Journal:
     `start` is the time at which the start began, `time` that of the line, both in seconds since 1970.
     """
 
-    def __init__(self, clock: Clock, workdir: Any, first_step: int, wall: Callable[[], float] = time.time):
+    def __init__(self, clock: Clock, workdir: files.Path, first_step: int, wall: Callable[[], float] = time.time):
         self._clock, self._wall = clock, wall
         self._file = files.Appender(workdir / FILE)
         self._start = wall() - sum(clock.read().values())
@@ -97,6 +98,10 @@ class Journal:
             rounded = {bucket: round(value, 4) for bucket, value in seconds.items()}
             fields = {"start": round(self._start, 3), "step": step, "time": round(self._wall(), 3), "seconds": rounded}
             self._file.write(json.dumps(fields) + "\n")
+
+    def flush(self) -> None:
+        """Returns when all lines are where they are kept."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file; the clock counts no compilation any more."""
@@ -152,7 +157,7 @@ def words(found: Account) -> str:
     return "\n".join(out)
 
 
-def read(folder: Any) -> list[dict[str, Any]]:
+def read(folder: files.Path) -> list[dict[str, Any]]:
     """The lines of a run; what a kill cut off is left out.
 
     Raises:
@@ -175,9 +180,9 @@ def read(folder: Any) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Prints the account of a run."""
     parser = argparse.ArgumentParser(prog="python -m gpt4jax.training.goodput", description=__doc__.partition("\n")[0])
-    parser.add_argument("workdir", help="of a run of gpt4jax.train")
+    parser.add_argument("workdir", type=files.user_path, help="of a run of gpt4jax.train")
     flags = parser.parse_args(argv)
-    print(words(account(read(files.user_path(flags.workdir)))))
+    print(words(account(read(flags.workdir))))
     return 0
 
 

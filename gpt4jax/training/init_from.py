@@ -1,7 +1,6 @@
 """Starting a run from weights, or from another run's parameters."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +43,7 @@ class Start(NamedTuple):
 
 
 def find(
-    config: Any, model_config: model.Config, workdir: pathlib.Path, cache_dir: pathlib.Path, say: Callable[[str], None]
+    config: Any, model_config: model.Config, workdir: files.Path, cache_dir: files.Path, say: Callable[[str], None]
 ) -> Start:
     """What `init_from` and `data.tokenizer` ask for, checked; a run that has a checkpoint needs only what it kept.
 
@@ -70,7 +69,7 @@ def find(
     elif {"model", "data"} <= files.read_json(source / "config.json").keys():
         raise UserError(f"init_from {source} is a run that holds no sound checkpoint: it has no checkpoints/")
     else:
-        opened = weights.open_weights(config.init_from, cache_dir=cache_dir, say=say)
+        opened = weights.open_weights(config.init_from, cache_dir=files.on_disk(cache_dir), say=say)
         check(config.init_from, model_config, opened.config)
         tok = opened.tokenizer if own else None
         if own and tok is None:
@@ -83,14 +82,14 @@ def find(
     return Start(place, tok)
 
 
-def _config_of_run(source: pathlib.Path) -> Any:
+def _config_of_run(source: files.Path) -> Any:
     path = source / "config.json"
     if not path.is_file():
         raise UserError(f"init_from {source} has checkpoints/ but no config.json, so it is no whole run")
     return configuration.from_json(path)
 
 
-def _shape_of_run(config: Any, source: pathlib.Path) -> model.Config:
+def _shape_of_run(config: Any, source: files.Path) -> model.Config:
     try:
         return configuration.model_config(config)
     except (ValueError, TypeError) as error:

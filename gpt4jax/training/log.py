@@ -1,7 +1,6 @@
 """From a step's scalars to the run's figures: finiteness, throughput, utilisation."""
 
 import math
-import pathlib
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import NoReturn
 
 import jax
 
+from gpt4jax import files
 from gpt4jax.errors import UserError
 from gpt4jax.model.flops import mfu
 from gpt4jax.training.metrics import MetricWriter, Progress, Silent
@@ -29,7 +29,7 @@ class TrainLog:
         every: int,
         flops_per_token: float,
         peak_flops: float | None,
-        last_saved: Callable[[], pathlib.Path | None],
+        last_saved: Callable[[], files.Path | None],
     ):
         self._writer, self._progress, self._every = writer, progress, every
         self._flops, self._peak = flops_per_token, peak_flops

@@ -1,7 +1,6 @@
 """The loop of steps: evaluations, saves, a trace, and what stops a run."""
 
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gpt4jax import files
 from gpt4jax.data import loader
 from gpt4jax.parallel import partition
 from gpt4jax.training import evaluation, goodput
@@ -96,9 +96,11 @@ class Loop:
         with self.log.paused(), self.clock("save"):
             if not _all_finite(state.params):
                 self.log.not_finite(int(state.step), "parameters that are not finite")
+            self.writer.flush()
             self.checkpoints.save(state)
         if self.journal is not None:
             self.journal.line(int(state.step))
+            self.journal.flush()
 
     def evaluate(self, params, step, stop):
         """One pass over what is held out; given up if asked to stop, to be done on resuming."""
@@ -132,14 +134,15 @@ def _due(step: int, every: int, last: bool) -> bool:
 class Tracer:
     """Traces steps 5 to 9 after the first, past compilation, into a folder (None: does nothing)."""
 
-    def __init__(self, folder: pathlib.Path | None, first_step: int, say: Callable[[str], None]):
-        self._folder, self._start, self._last, self._say = folder, first_step + 5, first_step + 9, say
+    def __init__(self, folder: files.Path | None, first_step: int, say: Callable[[str], None]):
+        self._outbox = None if folder is None else files.Outbox(folder)
+        self._start, self._last, self._say = first_step + 5, first_step + 9, say
         self._running = False
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is its first."""
-        if self._folder is not None and step == self._start:
-            jax.profiler.start_trace(str(self._folder))
+        if self._outbox is not None and step == self._start:
+            jax.profiler.start_trace(str(self._outbox.folder))
             self._running = True
 
     def after(self, step: int, scalars: Any) -> None:
@@ -150,10 +153,13 @@ class Tracer:
 
     def close(self) -> None:
         """Ends a trace that is running, and says where it is, or that there was none."""
+        if self._outbox is None:
+            return
         if self._running:
             jax.profiler.stop_trace()
-            self._running, self._folder = False, None
+            self._running = False
             self._say(f"a trace of steps from {self._start} on is in the workdir's profile folder")
-        elif self._folder is not None:
-            self._folder = None
+        else:
             self._say("no trace: the run ended before its sixth step")
+        self._outbox.close()
+        self._outbox = None

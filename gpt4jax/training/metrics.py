@@ -1,7 +1,6 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
 import json
-import pathlib
 import resource
 import sys
 import time
@@ -20,35 +19,42 @@ from gpt4jax import files
 class MetricWriter:
     """Appends scalars to metrics.jsonl (one object a line: "step" and slash-named floats) and TensorBoard events."""
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
+    def __init__(self, workdir: files.Path, first_step: int):
         self._file = files.Appender(workdir / "metrics.jsonl")
         # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it forever.
-        self._events = EventsWriter(str(workdir / "events"))
+        self._outbox = files.Outbox(workdir)
+        self._events = EventsWriter(str(self._outbox.folder / "events"))
         # TensorBoard drops the points that an earlier start of the run drew after this step.
         restart = SessionLog(status=SessionLog.START)
         self._events.write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One line, on a local disk when this returns."""
+        """One line, on a disk when this returns; in an object store after `flush`, or half a minute later."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._events.flush()
 
+    def flush(self) -> None:
+        """Returns when all lines are where they are kept, as they must be before a checkpoint of their step is."""
+        self._file.flush()
+        self._outbox.send()
+
     def close(self) -> None:
         """Closes both files."""
         self._events.close()
+        self._outbox.close()
         self._file.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read(workdir: files.Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().split("\n") if path.is_file() else []
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def rewind(workdir: pathlib.Path, step: int) -> list[dict[str, float]]:
+def rewind(workdir: files.Path, step: int) -> list[dict[str, float]]:
     """Drops the lines after `step`, which the resumed run will write again; returns those that stay."""
     kept = [line for line in read(workdir) if line["step"] <= step]
     path = workdir / "metrics.jsonl"
@@ -61,6 +67,8 @@ class Silent:
     """Takes what a process has to say that is not the first of its run."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
 
     def advance(self, step: int) -> None: ...
 

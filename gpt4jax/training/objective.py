@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gpt4jax import model
+from gpt4jax import files, model
 from gpt4jax.data import captioned, images, interleaved, multimodal, pairs, text, tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import partition, processes
@@ -40,18 +40,18 @@ class Objective(NamedTuple):
     evaluation: Callable[[Mesh, TrainState], Callable]
 
 
-def of(config, model_config: model.Config, cache_dir: pathlib.Path, say: Say, foreign=None) -> Objective:
+def of(config, model_config: model.Config, cache_dir: files.Path, say: Say, foreign=None) -> Objective:
     """The objective of a config; `foreign` is the tokenizer of weights that the run starts from.
 
     Raises:
         UserError: what is wrong with the data.
     """
     if model_config.vision is not None and model_config.vision.clip_dim:
-        return processes.first_then_others(lambda: _contrastive(config, model_config, cache_dir, say))
+        return processes.first_then_others(lambda: _contrastive(config, model_config, files.on_disk(cache_dir), say))
     if model_config.vision is None:
         data = text.load(config.data, model_config.vocab_size, cache_dir, say, foreign)
     else:
-        options = config.data, model_config.vision, model_config.vocab_size, cache_dir, say
+        options = config.data, model_config.vision, model_config.vocab_size, files.on_disk(cache_dir), say
         data = processes.first_then_others(lambda: multimodal.load(*options))
 
     return Objective(

@@ -1,13 +1,13 @@
 """What a run says before its first step and after its last."""
 
 import math
-import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gpt4jax import files
 from gpt4jax.inference.engine import Engine
 from gpt4jax.inference.request import Request
 from gpt4jax.model import context
@@ -75,7 +75,7 @@ def _on_host(leaf: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(leaf, tiled=True) if processes.joined() else jax.device_get(leaf)
 
 
-def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: pathlib.Path) -> str:
+def summary(config, parameters: int, loop: Loop, log, seconds: float, workdir: files.Path) -> str:
     """A few lines for a person: what was trained, how well and how fast."""
     where, peak = peak_memory_bytes()
     lines = [f"{config.num_steps} steps of {parameters:,} parameters in {duration(seconds)}"]

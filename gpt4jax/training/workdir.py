@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -17,7 +16,7 @@ from gpt4jax.training import checkpoint
 MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "model.context_method", "data.cache_dir", "data.prefetch")
 
 
-def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def open_workdir(workdir: files.Path, config: ml_collections.ConfigDict) -> None:
     """Creates a run's folder, or checks that the one there belongs to this run; changes no file in it.
 
     Raises:
@@ -25,10 +24,13 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     """
     saved = workdir / "config.json"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK):
-            raise PermissionError(13, "Permission denied", str(workdir))
-        there = {path.name for path in workdir.iterdir()}
+        if files.in_store(workdir):
+            there = {path.relative_to(workdir).parts[0] for path in files.below(workdir)}
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not os.access(workdir, os.W_OK):
+                raise PermissionError(13, "Permission denied", str(workdir))
+            there = {path.name for path in workdir.iterdir()}
     except (FileExistsError, NotADirectoryError, PermissionError, FileNotFoundError) as error:
         raise UserError(f"the workdir {workdir} can't be created or written: {error.strerror}") from error
     # data.json is written once the data are ready; before that a run has nothing to lose, and its config may change.
@@ -48,7 +50,7 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
 
 
 def record(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any], of_run: tokenizer.Tokenizer
+    workdir: files.Path, config: ml_collections.ConfigDict, facts: dict[str, Any], of_run: tokenizer.Tokenizer
 ) -> None:
     """Writes config.json, data.json and the tokenizer, after checking that the run was begun with these data.
 

@@ -25,7 +25,7 @@ def find(name: str, cache_dir: pathlib.Path) -> pathlib.Path:
     """
     if name in PINNED:
         return fetch(PINNED[name], cache_dir)
-    path = files.user_path(name)
+    path = files.local_copy(files.user_path(name))
     if path.is_file():
         if path.suffix == ".gguf":
             return path

@@ -40,7 +40,7 @@ def losses(workdir: pathlib.Path, num_rows: int, batch_size: int = 64) -> tuple[
     """The step of the newest checkpoint, held-out rows spread over all of them, and the loss of each token, (B, T)."""
     config = configuration.from_json(workdir / "config.json")
     shape = configuration.model_config(config)
-    data = text.load(config.data, shape.vocab_size, files.cache_dir(config.data.cache_dir), lambda line: None)
+    data = text.load(config.data, shape.vocab_size, files.shared_cache(config.data.cache_dir), lambda line: None)
     rows = [data.rows["eval"][i] for i in evaluated(len(data.rows["eval"]), num_rows)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     step, params = checkpoint.load_params(workdir, shape, lambda line: print(line, file=sys.stderr))

@@ -53,7 +53,7 @@ def main() -> None:
         shape = configuration.model_config(config)
         if flags.clamp_len is not None:
             shape = dataclasses.replace(shape, xl_clamp_len=flags.clamp_len)
-        data = text.load(config.data, shape.vocab_size, files.cache_dir(config.data.cache_dir), lambda line: None)
+        data = text.load(config.data, shape.vocab_size, files.shared_cache(config.data.cache_dir), lambda line: None)
         step, params = checkpoint.load_params(workdir, shape, lambda line: print(line, file=sys.stderr))
         for length in map(int, flags.memory.split(",")):
             nats, bits = evaluate(shape, params, data.of("eval"), length, flags.batch_size)

@@ -53,7 +53,7 @@ def main() -> int:
     flags = parser.parse_args()
     config = configuration.load(flags.config, [*OVERRIDES, f"num_steps={flags.steps}"])
     model_config = configuration.model_config(config)
-    cache = files.cache_dir(config.data.cache_dir)
+    cache = files.shared_cache(config.data.cache_dir)
 
     def load(dataset: str):
         own = config.data.copy_and_resolve_references().unlock()
