@@ -26,6 +26,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "norm": (),
     "act_batch": ("data", "fsdp"),
     "act_len": ("context",),
+    # Between attention and MLP nothing mixes tokens: norms and sums are shared out over tensor too, and so is what a
+    # layer keeps for the backward pass (sequence parallelism, Korthikanti et al. 2022).
+    "act_stream": ("context", "tensor"),
     "act_patches": (),  # of images, which a row has beside its tokens
     "act_cache": (),  # tokens that are over: of a KV cache or a memory
     "act_embed": (),

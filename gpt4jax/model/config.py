@@ -87,6 +87,7 @@ class Config:
 
     causal: ClassVar[bool] = True
     length_axis: ClassVar[str] = "act_len"  # the logical axis of its tokens
+    stream_axis: ClassVar[str] = "act_stream"  # ... in the residual stream
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -214,7 +215,7 @@ class EncoderConfig(Config):
     """Layers without a vocabulary in which every token sees every other of its segment."""
 
     causal = False
-    length_axis = "act_patches"
+    length_axis = stream_axis = "act_patches"
 
 
 def encoder(config: Config) -> EncoderConfig:

@@ -192,7 +192,9 @@ def forward(
         x_btd += position_td[context.spread(positions_bt)].astype(config.compute_dtype)
     elif config.position == "rope":
         cos_sin = position.rope_angles(config, context.spread(positions_bt))
+    # First whole over tensor, or the gradient of the look-up takes 6 GiB more of a chip (configs/pod_1t.py).
     x_btd = constrain(layers.dropout(x_btd, config.dropout, embed_key), "act_batch", "act_len", "act_embed")
+    x_btd = layers.stream(config, x_btd, state)
 
     rows = Rows(positions_bt, segment_ids_bt, cos_sin, plain=plain, images=edges)
     if patterns.INDUCTION in config.attention:
@@ -206,7 +208,8 @@ def forward(
         x_btd, cache = _run_cached(config, params["layers"], x_btd, rows, state)
         state = state._replace(cache=cache, length_b=state.length_b + t)
     final = params["final"]
-    return context.in_order(layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d"))), state
+    x_btd = layers.norm(config, x_btd, final["norm_d"], final.get("norm_bias_d"))
+    return context.in_order(constrain(x_btd, "act_batch", "act_len", "act_embed")), state
 
 
 def _look_up(table_vd: jax.Array | Matrix, tokens_bt: jax.Array, dtype: jnp.dtype) -> jax.Array:

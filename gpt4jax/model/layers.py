@@ -71,7 +71,7 @@ def linear(x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inp
         y = outputs_first(x.reshape(-1, width), kernel, x.dtype)
     else:
         out = kernel.shape[inputs:]
-        x = x.reshape(*lead, width) if shards("act_len") > 1 else x.reshape(-1, width)
+        x = x.reshape(*lead, width) if shards("act_stream") > 1 else x.reshape(-1, width)
         y = x @ kernel.reshape(width, -1).astype(x.dtype)
     if bias is not None:
         y = y + bias.reshape(-1).astype(x.dtype)
@@ -231,12 +231,15 @@ def block(
     if config.position == "transformer_xl":
         y_btd, cache = relative_attention(config, pattern, p, y_bsd, rows), None
     else:
+        y_bsd = constrain(y_bsd, "act_batch", config.length_axis, "act_embed")
         y_btd, cache = self_attention(config, pattern, p, y_bsd, rows, cached)
-    x_btd = constrain(
-        x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), "act_batch", config.length_axis, "act_embed"
-    )
-    y_btd = mlp(config, p, norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d")))
-    x_btd = constrain(
-        x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), "act_batch", config.length_axis, "act_embed"
-    )
-    return x_btd, cache
+    x_btd = stream(config, x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), cached)
+    y_btd = norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d"))
+    y_btd = mlp(config, p, constrain(y_btd, "act_batch", config.length_axis, "act_embed"))
+    return stream(config, x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), cached), cache
+
+
+def stream(config: Config, x_btd: jax.Array, state: Any = None) -> jax.Array:
+    """The residual stream, its tokens over tensor too; not of a decoder with a state, nor where they don't divide."""
+    whole = state is not None or config.position == "transformer_xl" or x_btd.shape[1] % shards(config.stream_axis)
+    return constrain(x_btd, "act_batch", config.length_axis if whole else config.stream_axis, "act_embed")

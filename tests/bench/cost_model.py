@@ -105,9 +105,10 @@ def compiled(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def repeated(steps: cost.Priced, layers: int, all_layers: int) -> cost.Priced:
-    """With the loops over `layers` counted as often as there are layers."""
+    """With the loops over `layers` counted as often as there are layers, or all but one, which the compiler peeled."""
+    times = {layers: all_layers, layers - 1: all_layers - 1}
     return tuple(
-        cost.Repeated(all_layers if step.trips == layers else step.trips, repeated(step.steps, layers, all_layers))
+        cost.Repeated(times.get(step.trips, step.trips), repeated(step.steps, layers, all_layers))
         if isinstance(step, cost.Repeated)
         else step
         for step in steps
