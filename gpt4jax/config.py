@@ -132,6 +132,7 @@ def default() -> ml_collections.ConfigDict:
     s.join_seconds = 300.0  # that processes wait for each other at the start
     s.heartbeat_seconds = 30.0  # without a sign of life from a process, after which all end
     s.stall_seconds = 1800.0  # without a step, or a batch of an evaluation, after which a process ends; 0: it waits
+    s.verify_every_steps = 0  # compares copies between devices (before each save, too) and a step with itself; 0: never
 
     c.checkpoint = k = ml_collections.ConfigDict()
     k.checkpoint_every_steps = 500  # the last step is always saved; 0: only the last
@@ -231,7 +232,7 @@ def _value(key: str, text: str, old: Any) -> Any:
 _AT_LEAST = {
     "seed": 0, "num_steps": 1, "batch_size": 1, "data.seq_len": 1, "data.shard_bytes": 4, "data.prefetch": 0,
     "data.row_patches": 0, "data.row_images": 0, "mesh.slices": 0, "mesh.join_seconds": 1, "mesh.heartbeat_seconds": 1,
-    "mesh.stall_seconds": 0,
+    "mesh.stall_seconds": 0, "mesh.verify_every_steps": 0,
     "optimizer.micro_batches": 1, "optimizer.warmup_steps": 0, "checkpoint.checkpoint_every_steps": 0,
     "checkpoint.keep": 2, "eval.eval_every_steps": 0, "eval.batch_size": 0, "eval.num_rows": 0,
     "eval.memory_len": -1,

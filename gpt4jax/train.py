@@ -37,7 +37,7 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
 
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import partition, processes
-    from gpt4jax.training import checkpoint, goodput, init_from, metrics, objective, optimizer, report
+    from gpt4jax.training import checkpoint, corruption, goodput, init_from, metrics, objective, optimizer, report
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
     from gpt4jax.training.log import TrainLog
@@ -68,11 +68,11 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
 
     # --- Programs. The state is donated: a step updates it in place.
     shardings = states.state_shardings(model_config, tx, mesh)
+    step, rows = chosen.step(tx, optimizer.schedule(config.optimizer, config.num_steps)), partition.batch_sharding(mesh)
     train_step = jax.jit(
-        chosen.step(tx, optimizer.schedule(config.optimizer, config.num_steps)),
-        in_shardings=(shardings, partition.batch_sharding(mesh)),
-        out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
-    )  # fmt: skip
+        step, in_shardings=(shardings, rows), out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0
+    )
+    check = corruption.Check(step, (shardings, rows), mesh) if config.mesh.verify_every_steps else None
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         states.abstract_state(model_config, tx, config.batch_size), shardings,
@@ -107,7 +107,7 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
         measure = chosen.evaluation(mesh, shardings)
         loop = Loop(
             config, mesh, chosen.rows, chosen.batch_of, train_step, measure, checkpoints, log, writer, progress,
-            Watch(clock, journal),
+            Watch(clock, journal, check),
         )  # fmt: skip
         dog = stack.enter_context(contextlib.closing(processes.Watchdog(config.mesh.stall_seconds, _stalled)))
         together = processes.stop_together if processes.joined() else None

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from gpt4jax import files
 from gpt4jax.data import loader
 from gpt4jax.parallel import partition
-from gpt4jax.training import evaluation, goodput
+from gpt4jax.training import corruption, evaluation, goodput
 
 
 class Watch(NamedTuple):
-    """What keeps watch over a run's time (`goodput`)."""
+    """What keeps watch over a run: over its time (`goodput`), and over what its devices compute (`corruption`)."""
 
     clock: goodput.Clock
     journal: goodput.Journal | None  # of the first process
+    check: corruption.Check | None = None
 
 
 class Loop:
@@ -30,7 +31,7 @@ class Loop:
         self.config, self.mesh, self.rows, self.batch_of = config, mesh, rows, batch_of
         self.train_step, self.evaluation_of = train_step, evaluation_of
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
-        self.clock, self.journal = watch
+        self.clock, self.journal, self.check = watch
         self.finished = False
         self._compiled: jax.stages.Compiled | None = None
         self.evaluation: dict[str, float] = {}  # the newest
@@ -65,6 +66,8 @@ class Loop:
             with self.clock("data_wait"):
                 batch = next(batches)
             waited = time.monotonic() - waiting
+            if self.check is not None and step % config.mesh.verify_every_steps == 0:
+                self.verify(self.check, state, self.batch_of(batch))
             tracer.before(step)
             state, scalars = self._program(state, self.batch_of(batch))
             tracer.after(step, scalars)
@@ -87,6 +90,13 @@ class Loop:
                 self.progress.say(f"activations and gradients: {memory.temp_size_in_bytes / 2**20:,.1f} MiB a device")
         return self._compiled(state, batch)
 
+    def verify(self, check, state, batch):
+        """Compares copies of the state, and the step that follows with itself."""
+        self.log.flush()
+        with self.log.paused():
+            check.copies(state)
+            check.step(state, batch)
+
     def save(self, state):
         """Starts to write a checkpoint, unless the parameters are not finite.
 
@@ -96,6 +106,8 @@ class Loop:
         with self.log.paused(), self.clock("save"):
             if not _all_finite(state.params):
                 self.log.not_finite(int(state.step), "parameters that are not finite")
+            if self.check is not None:
+                self.check.copies(state)
             self.writer.flush()
             self.checkpoints.save(state)
         if self.journal is not None:
