@@ -17,7 +17,9 @@ from gpt4jax.parallel.topology import FITS, Topology
 BUSY = 0.7  # share of the peak that products of matrices reach
 TENSOR, COPIES = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 LANES = 128  # of parameters cut into pieces that are no multiple of it XLA sums padded copies: twice as much is sent
-SUMS = {"none": 4, "dots": 4, "full": 6}  # of a layer's activations over `tensor`: two forward, as many back and again
+# Sums of a layer's activations over `tensor`, each a gathering and a scattering: two forward, as many back, and what
+# is gathered or computed again.
+SUMS = {"none": 4, "dots": 5, "full": 7}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +94,13 @@ def device_bytes(config: Config, mesh: Mapping[str, int], rows: int, seq_len: in
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     inner = (gates * config.mlp_dim + heads) / tensor
     cycle = len(config.attention)
+    stream = config.embed_dim / (1 if seq_len % tensor else tensor)  # sequence parallelism
     kept = {
-        "full": config.num_layers / cycle * config.embed_dim,
-        "dots": config.num_layers * (3 * config.embed_dim + inner),
-        "none": config.num_layers * (8 * config.embed_dim + 3 * inner),
+        "full": config.num_layers / cycle * stream,
+        "dots": config.num_layers * (3 * stream + inner),
+        "none": config.num_layers * (2 * config.embed_dim + 6 * stream + 3 * inner),
     }[config.remat]
-    layer = cycle * (8 * config.embed_dim + 3 * inner)
+    layer = cycle * (2 * config.embed_dim + 6 * stream + 3 * inner)
     chunk = config.loss_chunk_len or seq_len
     logits = 2 * 4 * tokens / seq_len * chunk * config.vocab_size / tensor
     return state / shards + tokens * width * (kept + layer) + logits

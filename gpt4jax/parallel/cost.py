@@ -25,13 +25,16 @@ class Constants(NamedTuple):
     """What is not on a data sheet.
 
     Attributes:
-        cycles: seconds of arithmetic over those that the compiler's cycles stand for.
+        products: seconds of products of matrices, with what is fused to them, over those that the compiler's cycles
+            stand for.
+        elementwise: the same of all else. (The compiler gives a copy of bfloat16 four times what its bytes take.)
         kernels: share of what a matrix unit can do with heads of their width that attention kernels reach on the tiles
             that they compute.
         links: share of their bandwidth that links carry.
     """
 
-    cycles: float
+    products: float
+    elementwise: float
     kernels: float
     links: float
 
@@ -41,13 +44,14 @@ class Constants(NamedTuple):
 # Our kernels have been run on no TPU.
 KERNELS = 0.63
 # By rows and columns of a matrix unit: `python -m tests.bench.cost_model --fit` gives them, and says on which rows.
-CYCLES = {128: 0.85, 256: 0.7}
+PRODUCTS = {128: 0.85, 256: 0.7}
+ELEMENTWISE = {128: 0.85, 256: 0.7}
 LINKS = 0.8
 
 
 def constants(device: Device) -> Constants:
     """The constants of a kind of device."""
-    return Constants(CYCLES[device.mxu], KERNELS, LINKS)
+    return Constants(PRODUCTS[device.mxu], ELEMENTWISE[device.mxu], KERNELS, LINKS)
 
 
 class Placement:
@@ -141,7 +145,10 @@ def kernel_flops(kernel: Kernel, areas: Mapping[tuple[int, int], int]) -> float:
 
 
 class Busy(NamedTuple):
-    """A device computes: `seconds` at the best of its data sheet; `kind` is arithmetic, memory or attention."""
+    """A device computes: `seconds` at the best of its data sheet, or by the compiler's cycles.
+
+    `kind` is products, elementwise, memory (what the compiler has no cycles for) or attention.
+    """
 
     kind: str
     seconds: float
@@ -175,8 +182,9 @@ def priced(schedule: Schedule, placement: Placement, areas: Mapping[tuple[int, i
     steps: list[Any] = []
     for step in schedule:
         if isinstance(step, Compute):
+            kind = "products" if step.product else "elementwise"
             by_bytes = Busy("memory", step.size / device.hbm_bandwidth)
-            steps.append(by_bytes if step.cycles is None else Busy("arithmetic", step.cycles / device.clock))
+            steps.append(by_bytes if step.cycles is None else Busy(kind, step.cycles / device.clock))
         elif isinstance(step, Kernel):
             flops = kernel_flops(step, areas)
             reach = device.peak_flops * min(1.0, step.operands[3][1][-1] / device.mxu)
@@ -200,7 +208,7 @@ class Cost:
 
     Attributes:
         seconds: all of it.
-        busy: seconds of arithmetic, of memory (what the compiler has no cycles for), and of attention's kernels.
+        busy: seconds of each kind of `Busy`.
         exposed: seconds that it waits for collectives, by mesh axis.
         bytes: that it sends, by kind of collective and mesh axis.
         kernel_flops: operations of attention kernels.
@@ -233,7 +241,10 @@ class Cost:
 
 def cost(steps: Priced, constants: Constants) -> Cost:
     """What a device spends on a program; of a collective only the time counts in which nothing else goes on."""
-    shares = {"arithmetic": constants.cycles, "memory": 1.0, "attention": 1 / constants.kernels}
+    shares = {
+        "products": constants.products, "elementwise": constants.elementwise,
+        "memory": 1.0, "attention": 1 / constants.kernels,
+    }  # fmt: skip
     total, free, arrives = Cost(), defaultdict[str, float](float), dict[str, tuple[str, float]]()
     for step in steps:
         if isinstance(step, Busy):

@@ -45,10 +45,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Cycles by the compiler's estimate; where it has none (None), bytes that are read and written."""
+    """Cycles by the compiler's estimate; where it has none (None), bytes that are read and written.
+
+    `product`: whether a product of matrices is in it.
+    """
 
     cycles: int | None
     size: int = 0
+    product: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +207,7 @@ def _custom_call(module: Module, computation: str, one: Instruction) -> Sequence
 def _compute(module: Module, computation: str, one: Instruction) -> Compute:
     cycles = _CYCLES.search(one.attributes)
     if cycles:
-        return Compute(int(cycles[1]))
+        inner = _within(module, one.calls) if one.opcode in ("fusion", "async-start") else [("", one)]
+        return Compute(int(cycles[1]), product=any(each.opcode in ("convolution", "dot") for _, each in inner))
     lines: Mapping[str, Instruction] = module.computations[computation]
     return Compute(None, size(one.shape) + sum(size(lines[name].shape) for name in one.operands if name in lines))

@@ -35,7 +35,7 @@ def test_the_bytes_of_a_device_by_hand():
     inner = (4096 + (8 + 2 * 4) * 128) / 2
     by_hand = (
         3 * candidates.config_bytes(CONFIG) / 8
-        + tokens * 2 * (3 * 1024 + 2 * (8 * 1024 + 3 * inner))
+        + tokens * 2 * (3 * 1024 / 2 + 2 * (2 * 1024 + 6 * 1024 / 2 + 3 * inner))
         + 2 * 4 * 4 * 512 * 1000 / 2
     )
     assert candidates.device_bytes(CONFIG, mesh, 32, 2048) == pytest.approx(by_hand)

@@ -13,7 +13,7 @@ from gpt4jax.model.kernels import tpu
 from gpt4jax.parallel import cost, topology
 from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Start
 
-PLAIN = cost.Constants(cycles=1.0, kernels=1.0, links=1.0)
+PLAIN = cost.Constants(products=1.0, elementwise=1.0, kernels=1.0, links=1.0)
 GB = 10**9
 
 
@@ -139,7 +139,7 @@ def test_what_runs_beside_a_collective_hides_it_and_loops_count_as_often_as_they
     assert spent(hidden, place, {}).seconds == pytest.approx(4)
     partly = (Start("a", three), Compute(second), Done("a"), Compute(second))
     found = spent(partly, place, {})
-    assert (found.seconds, found.busy["arithmetic"], found.exposed) == (
+    assert (found.seconds, found.busy["elementwise"], found.exposed) == (
         pytest.approx(4), pytest.approx(2), {"tensor": pytest.approx(2)},
     )  # fmt: skip
     one_axis = (Start("a", three), Start("b", three), Done("a"), Done("b"))  # share their links
@@ -151,9 +151,9 @@ def test_what_runs_beside_a_collective_hides_it_and_loops_count_as_often_as_they
     assert spent(two_axes, place, {}).seconds == pytest.approx(max(3, apart))
     looped = spent((Loop(5, (*partly, Loop(2, (Compute(second),)))), Compute(second)), place, {})
     assert looped.seconds == pytest.approx(5 * (4 + 2) + 1)
-    assert looped.exposed == {"tensor": pytest.approx(10)} and looped.busy["arithmetic"] == pytest.approx(5 * 4 + 1)
+    assert looped.exposed == {"tensor": pytest.approx(10)} and looped.busy["elementwise"] == pytest.approx(5 * 4 + 1)
     assert looped.bytes == {("all-gather", "tensor"): pytest.approx(5 * 3 * 180 * GB)}
-    assert looped.bound_by == "arithmetic" and found.bound_by == "arithmetic"
+    assert looped.bound_by == "elementwise" and found.bound_by == "elementwise"
     half = spent(partly, place, {}, PLAIN._replace(links=0.5))  # 6 s, of which 1 is hidden
     assert half.exposed == {"tensor": pytest.approx(5)}
     assert spent(one_axis, place, {}).bound_by == "collectives over tensor"
@@ -161,5 +161,8 @@ def test_what_runs_beside_a_collective_hides_it_and_loops_count_as_often_as_they
 
 def test_what_the_compiler_does_not_estimate_takes_as_long_as_its_bytes():
     place = placed("v5e:4x4", {"fsdp": 16})
-    found = spent((Compute(None, 82 * GB), Compute(3 * 10**9)), place, {}, PLAIN._replace(cycles=0.5))
-    assert found.seconds == pytest.approx(82e9 / 0.82e12 + 0.5 * 2)
+    second = int(1.5e9)
+    steps = (Compute(None, 82 * GB), Compute(2 * second), Compute(second, product=True))
+    found = spent(steps, place, {}, PLAIN._replace(elementwise=0.5, products=0.9))
+    assert dict(found.busy) == pytest.approx({"memory": 82e9 / 0.82e12, "elementwise": 0.5 * 2, "products": 0.9})
+    assert found.seconds == pytest.approx(0.1 + 1 + 0.9)

@@ -174,7 +174,7 @@ def test_collectives_begin_and_end_where_the_schedule_has_them_and_count_once():
         Compute(11),
         Done("s"),
         Start("channel_id=7", Collective("all-gather", 16 * 4 * 2, everyone)),
-        Compute(22),
+        Compute(22, product=True),
         Done("channel_id=7"),
         Start("rs", Collective("reduce-scatter", 8 * 64 * 4, ((0, 1), (2, 3)))),
         Done("rs"),

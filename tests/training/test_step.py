@@ -157,7 +157,7 @@ def test_float32_gradients_agree(name):
 
     base = grads(config)
     others = [grads(config, 4), grads(dataclasses.replace(config, remat="full", layers="unroll"))]
-    for sizes in MESHES[:4] if name == "gpt" else MESHES[4:5]:
+    for sizes in MESHES[1:3] if name == "gpt" else MESHES[4:5]:
         method = OTHERWISE.get(sizes, ("", {}, 1))[1].get("context_method", "gather")
         mesh = meshes.make_mesh(dict(zip(meshes.MESH_AXES, sizes, strict=True)))
         with jax.set_mesh(mesh):
