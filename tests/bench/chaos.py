@@ -200,9 +200,12 @@ def newest(workdir: pathlib.Path) -> list[pathlib.Path]:
     return sorted((p for p in found if p.name.isdecimal()), key=lambda p: -int(p.name))
 
 
-def resumes_at(workdir: pathlib.Path, harmed: set[str]) -> int:
-    """The step at which the next start must go on: that of the newest checkpoint, but for those that were harmed."""
-    return next((int(path.name) for path in newest(workdir) if path.name not in harmed), 0)
+def resumes_at(workdir: pathlib.Path, harmed: set[int]) -> int:
+    """The step at which the next start must go on: that of the newest checkpoint, but for those that were harmed.
+
+    They are known by their folders' inodes, as a later start may write the same step again.
+    """
+    return next((int(path.name) for path in newest(workdir) if path.stat().st_ino not in harmed), 0)
 
 
 def harm(folder: pathlib.Path, way: str, rng: random.Random) -> str:
@@ -291,7 +294,7 @@ class Bench:
         workdir = self.disk / f"run{number}"
         done: list[dict] = []
         wrong: list[str] = []
-        self.harmed: set[str] = set()
+        self.harmed: set[int] = set()
         wanted = rng.choice((1, 1, 2))
         while len(done) < wanted:
             index = len(done)
@@ -358,7 +361,7 @@ class Bench:
         if way in ("truncate", "flip") and hit and len(newest(workdir)) > 1:
             note["file"] = harm(newest(workdir)[0], way, rng)
             if pathlib.Path(note["file"]).name not in UNSEALED:
-                self.harmed.add(newest(workdir)[0].name)
+                self.harmed.add(newest(workdir)[0].stat().st_ino)
             self.counts["checkpoints harmed"] += 1
         self._compare_rows(start, first, wrong)
         return note
