@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import fsspec
@@ -42,6 +43,7 @@ def user_path(text: str | Path) -> Path:
         raise UserError(f"{text}: a path is one of this machine's, or gs://BUCKET/NAME")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text} needs the client of Google's object store: pip install 'gpt4jax[gs]'")
+    os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whatever else is installed
     # Other processes write there too: what a client remembers of a listing is not what is there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(str(text).rstrip("/"))
@@ -107,7 +109,8 @@ def replace(path: Path, data: bytes | str) -> None:
 class Appender:
     """Text that is added to a file: on a disk it is there when `write` returns.
 
-    In an object store, where every addition writes the whole object, it is there after `flush`, or half a minute later.
+    In an object store, where every addition writes the whole object, it is there after `flush`, or half a minute later
+    (of megabytes, as many seconds as they are, if that is more).
     """
 
     def __init__(self, path: Path):
@@ -124,8 +127,10 @@ class Appender:
             return
         self._text += text
         self._new = True
-        if time.monotonic() - self._flushed > _UPLOAD_SECONDS:
-            self.flush()
+        if time.monotonic() - self._flushed > max(_UPLOAD_SECONDS, len(self._text) / 1e6):
+            self._flushed = time.monotonic()
+            with contextlib.suppress(UserError):  # nothing is lost yet: again later, and at last in `flush`
+                self.flush()
 
     def flush(self) -> None:
         """Returns when all of the text is in the file."""
@@ -135,9 +140,11 @@ class Appender:
 
     def close(self) -> None:
         """Closes the file."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
+        try:
+            self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
 
 class Outbox:
@@ -159,9 +166,33 @@ class Outbox:
 
     def close(self) -> None:
         """Sends what is left, and removes a temporary folder."""
-        self.send()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        try:
+            self.send()
+        finally:
+            if self._temporary is not None:
+                self._temporary.cleanup()
+
+
+def text(path: Path) -> str | None:
+    """What is in a file, or None where there is no file.
+
+    Raises:
+        UserError: an object store can't be asked, which says nothing of what it has.
+    """
+    with _in_words(path) if in_store(path) else contextlib.nullcontext():
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            return None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; in an object store, whether it has anything below that name.
+
+    Raises:
+        UserError: as `text`. (The store's own `is_dir` takes any error for a no.)
+    """
+    return bool(_objects(path)) if in_store(path) else path.is_dir()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,10 +201,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON object.
     """
-    if not path.is_file():
+    found = text(path) if in_store(path) or path.is_file() else None
+    if found is None:
         return {}
     try:
-        loaded = json.loads(path.read_text())
+        loaded = json.loads(found)
     except (ValueError, RecursionError) as error:  # the latter: nested without end
         raise UserError(f"{path} can't be read: {error}") from error
     if not isinstance(loaded, dict):
@@ -188,13 +220,18 @@ def below(folder: Path) -> list[Path]:
     return [epath.Path(f"gs://{key}") for key in sorted(_objects(folder))]
 
 
-def checksum(path: Path) -> str:
-    """The sha256 of a file; of an object in a store what the store has computed: its length, CRC32C and MD5."""
-    if not in_store(path):
-        with path.open("rb") as file:
+def checksums(folder: Path, names: Sequence[str]) -> list[str]:
+    """The sha256 of each of a folder's files; in a store what that has computed: length, CRC32C and MD5."""
+    if in_store(folder):
+        found, start = _objects(folder), _key(folder)
+        return [_identity(found[f"{start}/{name}"]) if f"{start}/{name}" in found else "gone" for name in names]
+
+    def of(name: str) -> str:
+        with (folder / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    (facts,) = _objects(path).values()
-    return _identity(facts)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves Python to other threads
+        return list(pool.map(of, names))
 
 
 def modified(path: Path) -> float:
@@ -206,20 +243,19 @@ def move(folder: Path, target: Path) -> None:
     """Moves a folder with all that is in it; `target` must not exist."""
     if in_store(folder):
         with _in_words(folder):
-            start = str(folder).partition("://")[2]
             for key in sorted(_objects(folder)):
-                _client(folder).copy(key, f"{target}{key.removeprefix(start)}")
+                _client(folder).copy(key, f"{target}{key.removeprefix(_key(folder))}")
             _client(folder).rm(str(folder), recursive=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(folder, target)
 
 
-def local_copy(path: Path, root: Path | None = None) -> pathlib.Path:
+def local_copy(path: Path, root: Path | None = None, *, beside: bool = False) -> pathlib.Path:
     """The path itself; of what an object store has there, a file or a folder, a copy on this machine's disk.
 
     A copy is made once of what is there, and again when that has changed. It lies below a folder of its own as `path`
-    lies below `root` (None: its parent).
+    lies below `root` (None: its parent). With `beside` a file comes with all that lies beside and below it.
 
     Raises:
         UserError: there is nothing, or it can't be read.
@@ -229,17 +265,20 @@ def local_copy(path: Path, root: Path | None = None) -> pathlib.Path:
     found = _objects(path)
     if not found:
         raise UserError(f"there is no {path}")
+    if beside and _key(path) in found:
+        return local_copy(path.parent) / path.name
     inside = path.relative_to(path.parent if root is None else root)
     contents = [f"{inside} of {path}", *(f"{key} {_identity(facts)}" for key, facts in sorted(found.items()))]
     top = cache_dir() / "fetched" / hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
     if not top.is_dir():
         part = top.with_name(f"{top.name}.{uuid.uuid4().hex}.part")
-        start = str(path).partition("://")[2]
         with _in_words(path):
-            for key in found:
-                target = part / inside / key.removeprefix(start).lstrip("/")
+            for key, facts in found.items():
+                target = part / inside / key.removeprefix(_key(path)).lstrip("/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _client(path).get_file(key, str(target))
+                if target.stat().st_size != facts["size"]:
+                    raise UserError(f"gs://{key} has changed while it was copied")
         try:
             part.rename(top)
         except OSError:
@@ -253,10 +292,16 @@ def _client(path: Path) -> Any:
     return fsspec.filesystem(str(path).partition("://")[0])
 
 
+def _key(path: Path) -> str:
+    """BUCKET/NAME."""
+    return str(path).partition("://")[2]
+
+
 def _objects(path: Path) -> dict[str, dict[str, Any]]:
     """What an object store says of an object, or of all those below a folder, by BUCKET/NAME."""
     with _in_words(path):
-        return dict(_client(path).find(str(path), detail=True))
+        found = _client(path).find(str(path), detail=True)
+    return {key: facts for key, facts in found.items() if not key.endswith("/")}  # what stands for empty folders
 
 
 def _identity(facts: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ _OF_THE_USER = {  # no space, no permission, no such kind of path
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
     errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
-_OF_THE_STORE = ("aiohttp", "gcsfs", "google")  # whose errors are those of the network, and of credentials
+_OF_THE_STORE = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")  # network, credentials, permissions
 
 
 def config_flags(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
         if isinstance(error, OSError) and error.errno in _OF_THE_USER:
             say(f"error: {error}; nothing that was saved is lost: mend it and run the same command again")
             status = 2
-        elif type(error).__module__.partition(".")[0] in _OF_THE_STORE:
+        elif _of_the_store(error):
             say(f"error: the object store: {type(error).__name__}: {error}; nothing that was saved is lost")
             status = 2
         elif not _one_of_several():
@@ -153,6 +153,12 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
     if not ended and _one_of_several():
         os._exit(status)  # an ordinary exit would wait for the others, and they for this one
     sys.exit(status)
+
+
+def _of_the_store(error: Exception) -> bool:
+    """Whether an object store's client raised it: gcsfs makes an OSError without a number of what it is told."""
+    unnumbered = isinstance(error, OSError) and error.errno is None and "gcsfs" in sys.modules
+    return unnumbered or type(error).__module__.partition(".")[0] in _OF_THE_STORE
 
 
 def _one_of_several() -> bool:

@@ -236,7 +236,7 @@ def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_t
     placement = cost.Placement(topology, dict(step.mesh.shape), devices)
     areas = cost.tile_areas(step.model_config, tokens // step.rows)
     priced = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
-    found = cost.cost(priced, cost.constants(topology.device))
+    found = cost.cost(priced, cost.constants(topology.kind))
     of_kinds: dict[str, dict[str, float]] = {}
     for (kind, axis), sent in sorted(found.bytes.items()):
         of_kinds.setdefault(kind, {})[axis] = sent

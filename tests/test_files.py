@@ -12,11 +12,13 @@ import fsspec
 import numpy as np
 import pytest
 
+from gpt4jax import config as configuration
 from gpt4jax import files, job
 from gpt4jax.data import cache, tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.evals import sources
 from gpt4jax.training import checkpoint, goodput, metrics
+from gpt4jax.training import workdir as workdirs
 from tests import object_store
 from tests.runs import ROOT, TINY, command, environment, write_corpus
 
@@ -52,12 +54,14 @@ def test_files_of_a_folder(folder):
     files.replace(folder / "c", b"\x00")
     assert [path.relative_to(folder).as_posix() for path in files.below(folder)] == ["a/b.txt", "c"]
     assert (folder / "a" / "b.txt").read_text() == "two" and not files.below(folder / "nothing")
-    before = files.checksum(folder / "a" / "b.txt")
+    (before,) = files.checksums(folder, ["a/b.txt"])
     files.move(folder / "a", folder / "d" / "1")
     assert [path.relative_to(folder).as_posix() for path in files.below(folder)] == ["c", "d/1/b.txt"]
-    assert files.checksum(folder / "d" / "1" / "b.txt") == before
+    assert files.checksums(folder / "d", ["1/b.txt"]) == [before]
     files.replace(folder / "d" / "1" / "b.txt", "twp")  # one bit
-    assert files.checksum(folder / "d" / "1" / "b.txt") != before
+    assert files.checksums(folder / "d", ["1/b.txt"]) != [before]
+    assert files.text(folder / "c") == "\0" and files.text(folder / "nothing") is None
+    assert files.is_folder(folder / "d") and not files.is_folder(folder / "a")
     assert files.modified(folder / "d" / "1" / "b.txt") >= files.modified(folder / "c") > 1.7e9
     assert files.read_json(folder / "nothing.json") == {}
 
@@ -154,6 +158,69 @@ def test_a_store_that_cannot_be_asked(store, monkeypatch):
         files.user_path(f"{store}/x")
 
 
+def test_what_stands_for_an_empty_folder_is_no_file(store, tmp_path, monkeypatch):
+    """Consoles make such objects, whose names end in a slash."""
+    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path))
+    fsspec.filesystem("gcs").pipe(f"{object_store.BUCKET}/made/", b"")
+    made = files.user_path(f"{store}/made")
+    assert not files.below(made) and not files.is_folder(made)
+    workdirs.open_workdir(made, configuration.default())
+    files.replace(made / "x", "1")
+    assert (files.local_copy(made) / "x").read_text() == "1"
+
+
+def test_a_list_comes_with_the_images_beside_it(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT4JAX_CACHE", str(tmp_path))
+    files.replace(files.user_path(f"{store}/pictures/list.jsonl"), '{"image": "1.png"}')
+    files.replace(files.user_path(f"{store}/pictures/1.png"), b"png")
+    copy = files.local_copy(files.user_path(f"{store}/pictures/list.jsonl"), beside=True)
+    assert (copy.parent / json.loads(copy.read_text())["image"]).read_bytes() == b"png"
+
+
+class Forbidden:
+    """A client that is not let in; what gcsfs makes of it has no number."""
+
+    def __getattr__(self, name):
+        def refuse(*args, **kwargs):
+            raise OSError("Forbidden: no storage.objects.list access")
+
+        return refuse
+
+
+def test_a_store_that_gives_no_answer_is_neither_empty_nor_damaged(store, monkeypatch):
+    """Or a run would begin again over what it had, and set sound checkpoints aside."""
+    workdir = files.user_path(f"{store}/kept")
+    step = workdir / "checkpoints" / "5"
+    files.replace(step / "params" / "x", "1")
+    files.replace(step / checkpoint.MANIFEST, json.dumps({"params/x": files.checksums(step, ["params/x"])[0]}))
+    assert checkpoint.saved_steps(workdir) == []
+    files.replace(step / "commit_success.txt", "")
+    assert checkpoint.saved_steps(workdir) == [5] and checkpoint.damage(step) is None
+    files.replace(step / "params" / "x", "2")
+    assert checkpoint.damage(step) == "params/x does not match its checksum"
+    monkeypatch.setattr(files, "_client", lambda path: Forbidden())
+    monkeypatch.setattr(type(workdir), "read_text", lambda path: Forbidden().cat())
+    for ask in (checkpoint.saved_steps, metrics.read, lambda workdir: checkpoint.damage(step)):
+        with pytest.raises(UserError, match="Forbidden"):
+            ask(workdir)
+
+
+def test_a_failed_upload_of_what_was_said_is_tried_again(store, monkeypatch):
+    now, path = [0.0], files.user_path(f"{store}/later/lines")
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    appender = files.Appender(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_bytes", lambda path, data: Forbidden().pipe())
+        now[0] += 31
+        appender.write("a")
+        with pytest.raises(UserError, match="Forbidden"):
+            appender.flush()
+    assert not path.exists()
+    now[0] += 31
+    appender.write("b")
+    assert path.read_text() == "ab"
+
+
 # --- A run that keeps everything there.
 
 
@@ -208,6 +275,7 @@ def test_two_processes_with_all_in_a_store_do_what_one_does_on_a_disk(store, tmp
     assert again.returncode == 0, again.stderr
     assert re.search(rf"step {STEPS} is damaged .* moved to {workdir}/damaged/{STEPS}", again.stderr), again.stderr
     assert "resumed at step 6" in again.stderr and checkpoint.saved_steps(workdir) == [6, STEPS]
+    assert not files.below(workdir / "checkpoints" / "7")
     after = lines(workdir, "train/loss")
     assert after.keys() == losses.keys() and max(abs(losses[step] - after[step]) for step in losses) < 1e-5
     account = goodput.account(goodput.read(workdir))

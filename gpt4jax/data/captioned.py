@@ -57,7 +57,7 @@ def of(name: str, cache_dir: pathlib.Path) -> list[Captioned]:
     if kind == "emoji":
         return emoji(rest, cache_dir)
     if kind == "captioned" and rest:
-        return own(files.local_copy(files.user_path(rest)))
+        return own(files.local_copy(files.user_path(rest), beside=True))
     raise UserError(f"{name!r} names no captioned images: it must be emoji:google, emoji:twitter or captioned:FOLDER")
 
 

@@ -268,7 +268,7 @@ def _one(name: str, options: Any, cache_dir: pathlib.Path) -> Source:
         digest = hashlib.sha256((rest + inspect.getsource(captioned)).encode()).hexdigest()
         builder = corpora.built(Emoji, f"{rest}\n{cache_dir}", digest, cache_dir)
     elif kind in ("captioned", "interleaved") and rest:
-        builder = _of_files(kind, files.local_copy(files.user_path(rest)).resolve(), cache_dir)
+        builder = _of_files(kind, files.local_copy(files.user_path(rest), beside=True).resolve(), cache_dir)
     else:
         own = options.copy_and_resolve_references().unlock()
         own.dataset = name

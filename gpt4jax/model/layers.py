@@ -59,11 +59,14 @@ def _unit_root_mean_square(y: jax.Array, eps: float) -> jax.Array:
     return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
 
 
-def linear(x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inputs: int = 1) -> jax.Array:
+def linear(
+    x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inputs: int = 1, *, apart: bool = False
+) -> jax.Array:
     """Contracts the last `inputs` axes of x with the first of the kernel, in x's dtype, and adds the bias.
 
     Computed as one (tokens, in) x (in, out) product: with the batch and length axes apart, XLA's CPU
-    back end is 1.5 times slower. They stay apart where both are sharded: one axis can't say that of two.
+    back end is 1.5 times slower. They stay apart if asked to, as where both are sharded: one
+    axis can't say that of two.
     """
     lead, width = x.shape[: x.ndim - inputs], math.prod(x.shape[x.ndim - inputs :])
     if isinstance(kernel, Matrix):
@@ -71,7 +74,7 @@ def linear(x: jax.Array, kernel: jax.Array | Matrix, bias: jax.Array | None, inp
         y = outputs_first(x.reshape(-1, width), kernel, x.dtype)
     else:
         out = kernel.shape[inputs:]
-        x = x.reshape(*lead, width) if shards("act_stream") > 1 else x.reshape(-1, width)
+        x = x.reshape(*lead, width) if apart else x.reshape(-1, width)
         y = x @ kernel.reshape(width, -1).astype(x.dtype)
     if bias is not None:
         y = y + bias.reshape(-1).astype(x.dtype)
@@ -100,9 +103,10 @@ def self_attention(
     config: Config, pattern: str, p: Layer, x_btd: jax.Array, rows: Rows, cached: Cached | None
 ) -> tuple[jax.Array, KeysValues | None]:
     """One layer's attention, and its cache, where it has one, extended by the new tokens."""
-    q_btnh = linear(x_btd, p["query_dnh"], p.get("query_bias_nh"))
-    k_btkh = linear(x_btd, p["key_dkh"], p.get("key_bias_kh"))
-    v_btkh = linear(x_btd, p["value_dkh"], p.get("value_bias_kh"))
+    apart = tokens_apart(config, x_btd, cached)
+    q_btnh = linear(x_btd, p["query_dnh"], p.get("query_bias_nh"), apart=apart)
+    k_btkh = linear(x_btd, p["key_dkh"], p.get("key_bias_kh"), apart=apart)
+    v_btkh = linear(x_btd, p["value_dkh"], p.get("value_bias_kh"), apart=apart)
     q_btnh = constrain(q_btnh, "act_batch", config.length_axis, "act_heads", "act_head_dim")
     k_btkh = constrain(k_btkh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
     v_btkh = constrain(v_btkh, "act_batch", config.length_axis, "act_kv_heads", "act_head_dim")
@@ -130,7 +134,7 @@ def self_attention(
         lowering = config.attention_lowering
         over = config.context_method if shards(config.length_axis) > 1 else ""
         y_btnh = attend(q_btnh, k_btkh, v_btkh, of_heads, where, soft_cap=soft_cap, lowering=lowering, over=over)
-    return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2), cached and cached.cache
+    return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2, apart=apart), cached and cached.cache
 
 
 def _masks(config: Config, pattern: str, rows: Rows) -> tuple[Mask, ...]:
@@ -184,15 +188,15 @@ def _head_norm(config: Config, x_btnh: jax.Array, scale_h: jax.Array) -> jax.Arr
     return (y * scale_h.astype(y.dtype)).astype(x_btnh.dtype)
 
 
-def mlp(config: Config, p: Layer, x_btd: jax.Array) -> jax.Array:
+def mlp(config: Config, p: Layer, x_btd: jax.Array, *, apart: bool = False) -> jax.Array:
     """GELU (tanh form, as GPT-2 has it), its sigmoid form (CLIP's) or SwiGLU (Shazeer 2020)."""
-    hidden_btf = linear(x_btd, p["up_df"], p.get("up_bias_f"))
+    hidden_btf = linear(x_btd, p["up_df"], p.get("up_bias_f"), apart=apart)
     if config.activation == "swiglu":
-        hidden_btf = _swiglu(linear(x_btd, p["gate_df"], p.get("gate_bias_f")), hidden_btf)
+        hidden_btf = _swiglu(linear(x_btd, p["gate_df"], p.get("gate_bias_f"), apart=apart), hidden_btf)
     else:
         hidden_btf = (_gelu if config.activation == "gelu" else _quick_gelu)(hidden_btf)
     hidden_btf = constrain(hidden_btf, "act_batch", config.length_axis, "act_mlp")
-    return linear(hidden_btf, p["down_fd"], p.get("down_bias_d"))
+    return linear(hidden_btf, p["down_fd"], p.get("down_bias_d"), apart=apart)
 
 
 @jax.checkpoint
@@ -235,11 +239,21 @@ def block(
         y_btd, cache = self_attention(config, pattern, p, y_bsd, rows, cached)
     x_btd = stream(config, x_btd + times(by, dropout(y_btd, config.dropout, keys[0])), cached)
     y_btd = norm(config, x_btd, p["mlp_norm_d"], p.get("mlp_norm_bias_d"))
-    y_btd = mlp(config, p, constrain(y_btd, "act_batch", config.length_axis, "act_embed"))
+    y_btd = constrain(y_btd, "act_batch", config.length_axis, "act_embed")
+    y_btd = mlp(config, p, y_btd, apart=tokens_apart(config, y_btd, cached))
     return stream(config, x_btd + times(by, dropout(y_btd, config.dropout, keys[1])), cached), cache
 
 
 def stream(config: Config, x_btd: jax.Array, state: Any = None) -> jax.Array:
     """The residual stream, its tokens over tensor too; not of a decoder with a state, nor where they don't divide."""
+    return constrain(x_btd, "act_batch", _stream_axis(config, x_btd, state), "act_embed")
+
+
+def _stream_axis(config: Config, x_btd: jax.Array, state: Any) -> str:
     whole = state is not None or config.position == "transformer_xl" or x_btd.shape[1] % shards(config.stream_axis)
-    return constrain(x_btd, "act_batch", config.length_axis if whole else config.stream_axis, "act_embed")
+    return config.length_axis if whole else config.stream_axis
+
+
+def tokens_apart(config: Config, x_btd: jax.Array, state: Any) -> bool:
+    """Whether both the rows and the tokens in them are divided in the residual stream."""
+    return shards(_stream_axis(config, x_btd, state)) > 1

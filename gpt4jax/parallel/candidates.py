@@ -94,7 +94,8 @@ def device_bytes(config: Config, mesh: Mapping[str, int], rows: int, seq_len: in
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     inner = (gates * config.mlp_dim + heads) / tensor
     cycle = len(config.attention)
-    stream = config.embed_dim / (1 if seq_len % tensor else tensor)  # sequence parallelism
+    divided = config.position != "transformer_xl" and seq_len % (tensor * mesh.get("context", 1)) == 0
+    stream = config.embed_dim / (tensor if divided else 1)  # as `layers.stream` has it
     kept = {
         "full": config.num_layers / cycle * stream,
         "dots": config.num_layers * (3 * stream + inner),

@@ -18,7 +18,7 @@ from gpt4jax.model import parts, patterns, tiles
 from gpt4jax.model.config import Config
 from gpt4jax.model.kernels import tiling, tpu
 from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Schedule, Start
-from gpt4jax.parallel.topology import DCN_BANDWIDTH, Device, Topology
+from gpt4jax.parallel.topology import DCN_BANDWIDTH, Topology
 
 
 class Constants(NamedTuple):
@@ -39,19 +39,19 @@ class Constants(NamedTuple):
     links: float
 
 
-# What splash attention reaches on Ironwood at 8k to 128k, forward: 24.9 to 34.3% of the peak with heads of 128, with
-# which half of a matrix unit is idle, 44.9 to 63.4% with 256: over the tiles of 2048 that it computes 56% to 70%.
-# Our kernels have been run on no TPU.
+# `python -m tests.bench.cost_model --fit` gives them, and says on which rows: one or two of each kind of chip.
+PRODUCTS = {"v4": 0.85, "v5e": 0.85, "v5p": 0.85, "v6e": 0.7, "tpu7x": 0.7}
+ELEMENTWISE = 0.85
+# Splash attention's on Ironwood, forward, at 8k to 128k: 24.9 to 34.3% of the peak with heads of 128, with which half
+# of a matrix unit is idle, 44.9 to 63.4% with 256: over the tiles of 2048 that it computes 56% to 70%. Our kernels
+# have been run on no TPU.
 KERNELS = 0.63
-# By rows and columns of a matrix unit: `python -m tests.bench.cost_model --fit` gives them, and says on which rows.
-PRODUCTS = {128: 0.85, 256: 0.7}
-ELEMENTWISE = {128: 0.85, 256: 0.7}
 LINKS = 0.8
 
 
-def constants(device: Device) -> Constants:
-    """The constants of a kind of device."""
-    return Constants(PRODUCTS[device.mxu], ELEMENTWISE[device.mxu], KERNELS, LINKS)
+def constants(kind: str) -> Constants:
+    """The constants of a kind of chip, a key of `topology.DEVICES`."""
+    return Constants(PRODUCTS[kind], ELEMENTWISE, KERNELS, LINKS)
 
 
 class Placement:

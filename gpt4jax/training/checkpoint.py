@@ -18,9 +18,7 @@ for all: each reads its share of the files to check them.
 """
 
 import json
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -129,11 +127,10 @@ class Checkpoints:
             raise
 
     def _write_manifests(self) -> None:
-        for folder in self.folder.iterdir():
-            if _unfinished(folder):
-                paths = _sealed(folder)
-                digests = _digests(list(paths.values()))
-                files.replace(folder / MANIFEST, json.dumps(dict(zip(paths, digests, strict=True)), indent=1))
+        for folder in _unfinished(self.folder):
+            names = _sealed(folder)
+            digests = files.checksums(folder, names)
+            files.replace(folder / MANIFEST, json.dumps(dict(zip(names, digests, strict=True)), indent=1))
 
     def restore(self, abstract: TrainState, say: Callable[[str], None]) -> TrainState | None:
         """The newest sound state, laid out as `abstract` (shapes with shardings) is; None if nothing was saved.
@@ -155,7 +152,7 @@ class Checkpoints:
             aside = processes.of_first(partial(self._set_aside, step))
             self._manager.reload()
             say(f"the checkpoint of step {step} is damaged ({reason}): moved to {aside}")
-        if processes.of_first((self.workdir / "damaged").is_dir):  # now or in an earlier attempt
+        if processes.of_first(lambda: files.is_folder(self.workdir / "damaged")):  # now or in an earlier attempt
             raise UserError(
                 f"every checkpoint of {self.workdir} is damaged; they are in {self.workdir / 'damaged'}: "
                 "remove that folder to start from the first step, and lose them"
@@ -165,7 +162,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> str:
         target = self.workdir / "damaged" / str(step)
         number = 1
-        while target.exists():
+        while files.is_folder(target):
             number += 1
             target = self.workdir / "damaged" / f"{step}-{number}"
         files.move(self.folder / str(step), target)
@@ -213,41 +210,49 @@ def damage(folder: files.Path, share: tuple[int, int] = (0, 1)) -> str | None:
     With `share` (i, n) only every n-th file, from the i-th on, is read; which there are, is always looked at.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = json.loads(files.text(folder / MANIFEST) or "")
+    except (OSError, ValueError):  # of a disk: a store that can't be asked has damaged nothing
         return "its manifest is missing or unreadable"
-    paths = _sealed(folder)
-    strange = sorted(manifest.keys() ^ paths.keys())
+    names = _sealed(folder)
+    strange = sorted(manifest.keys() ^ set(names))
     if strange:
         return f"{strange[0]} is {'missing' if strange[0] in manifest else 'not in its manifest'}"
-    own = sorted(paths)[share[0] :: share[1]]
-    for name, digest in zip(own, _digests([paths[name] for name in own]), strict=True):
+    own = names[share[0] :: share[1]]
+    for name, digest in zip(own, files.checksums(folder, own), strict=True):
         if manifest[name] != digest:
             return f"{name} does not match its checksum"
     return None
 
 
-def _sealed(folder: files.Path) -> dict[str, files.Path]:
-    """The files that a manifest names, by their names in it."""
-    found = (path for path in files.below(folder) if path.name not in _NOT_SEALED)
-    return {path.relative_to(folder).as_posix(): path for path in found}
+def _sealed(folder: files.Path) -> list[str]:
+    """The files that a manifest names, as it names them."""
+    return sorted(path.relative_to(folder).as_posix() for path in files.below(folder) if path.name not in _NOT_SEALED)
 
 
-def _digests(paths: Sequence[files.Path]) -> list[str]:
-    """The checksum of each file, several at a time: hashing, and asking a store, leave Python to other threads."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(files.checksum, paths))
-
-
-def _unfinished(folder: files.Path) -> bool:
-    """Whether Orbax has still to say that a checkpoint is complete: by its name, or in a store by one more object."""
+def _unfinished(folder: files.Path) -> list[files.Path]:
+    """The checkpoints of which Orbax has still to say that they are complete: by their names, in a store as below."""
     if files.in_store(folder):
-        return folder.name.isdecimal() and not (folder / _COMPLETE).exists()
-    return ".orbax-checkpoint-tmp" in folder.name
+        steps, complete = _in_store(folder)
+        return [folder / step for step in sorted(steps - complete)]
+    return [path for path in folder.iterdir() if ".orbax-checkpoint-tmp" in path.name]
 
 
 def saved_steps(workdir: files.Path) -> list[int]:
-    """The steps of the complete checkpoints of a workdir, in order."""
+    """The steps of the complete checkpoints of a workdir, in order.
+
+    Raises:
+        UserError: an object store can't be asked.
+    """
     folder = workdir / "checkpoints"
-    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    return sorted(int(path.name) for path in found if not _unfinished(path))
+    if files.in_store(folder):
+        found = _in_store(folder)[1]
+    else:
+        found = {path.name for path in folder.iterdir() if path.name.isdecimal()} if folder.is_dir() else set()
+    return sorted(map(int, found))
+
+
+def _in_store(folder: files.Path) -> tuple[set[str], set[str]]:
+    """All steps, and those that are complete, from one listing: half an answer must not be taken for a whole one."""
+    found = {path.relative_to(folder).parts for path in files.below(folder)}
+    steps = {parts[0] for parts in found if parts[0].isdecimal()}
+    return steps, {step for step in steps if (step, _COMPLETE) in found}

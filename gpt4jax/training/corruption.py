@@ -39,6 +39,8 @@ def checksums(tree: Any, shardings: Any, mesh: Mesh) -> jax.Array:
 
 
 def _checksum(shard: jax.Array) -> jax.Array:
+    if shard.dtype == bool:
+        shard = shard.astype(jnp.uint8)
     if shard.dtype.itemsize < 4:
         narrow = jnp.uint16 if shard.dtype.itemsize == 2 else jnp.uint8
         words = jax.lax.bitcast_convert_type(shard, narrow).astype(jnp.uint32).ravel()

@@ -105,8 +105,10 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file; the clock counts no compilation any more."""
-        self._file.close()
-        self._clock.close()
+        try:
+            self._file.close()
+        finally:
+            self._clock.close()
 
 
 class Account(NamedTuple):
@@ -164,10 +166,11 @@ def read(folder: files.Path) -> list[dict[str, Any]]:
         UserError: there are none.
     """
     path = folder / FILE
-    if not path.is_file():
+    text = files.text(path)
+    if text is None:
         raise UserError(f"{folder} has no {FILE}: no run of gpt4jax.train has begun there")
     found = []
-    for line in path.read_text().split("\n"):
+    for line in text.split("\n"):
         with contextlib.suppress(ValueError):  # nothing, or a line that a kill cut off
             fields = json.loads(line)
             if isinstance(fields, dict) and {"start", "step", "time", "seconds"} <= fields.keys():

@@ -59,7 +59,7 @@ def find(
         return Start(None, None)
     place: Callable[[Any], Params]
     source = files.user_path(config.init_from)
-    if (source / "checkpoints").is_dir():
+    if files.is_folder(source / "checkpoints"):
         old = _config_of_run(source)
         check(config.init_from, model_config, _shape_of_run(old, source))
         tok = _as_foreign(tokenizer.of_run(old.data.tokenizer, source, cache_dir)) if own else None

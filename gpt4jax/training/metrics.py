@@ -1,5 +1,6 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -41,16 +42,16 @@ class MetricWriter:
         self._outbox.send()
 
     def close(self) -> None:
-        """Closes both files."""
-        self._events.close()
-        self._outbox.close()
-        self._file.close()
+        """Closes both files, whatever one of them meets."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._file.close)
+            stack.callback(self._outbox.close)
+            stack.callback(self._events.close)  # the first
 
 
 def read(workdir: files.Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl; a last line that a kill cut off is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().split("\n") if path.is_file() else []
+    lines = (files.text(workdir / "metrics.jsonl") or "").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 
@@ -58,7 +59,7 @@ def rewind(workdir: files.Path, step: int) -> list[dict[str, float]]:
     """Drops the lines after `step`, which the resumed run will write again; returns those that stay."""
     kept = [line for line in read(workdir) if line["step"] <= step]
     path = workdir / "metrics.jsonl"
-    if path.is_file():
+    if files.text(path) is not None:
         files.replace(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 

@@ -61,9 +61,10 @@ def record(
     if newest > config.num_steps:
         raise UserError(f"{workdir} is at step {newest}, past num_steps {config.num_steps}")
     path = workdir / "data.json"
-    if path.is_file():
+    before = files.text(path)
+    if before is not None:
         try:
-            old = json.loads(path.read_text())
+            old = json.loads(before)
             changed = [key for key in ("fingerprint", "tokenizer_fingerprint") if old[key] != facts[key]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: without it nobody knows whether the data are the same") from error

@@ -30,6 +30,10 @@ from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import cost, hlo, schedule, topology
 
+_PEAK = {
+    128: 0.85,
+    256: 0.67,
+}  # by matrix unit, what the large products of these rows take at the peak, over the cycles
 _TIE = 0.2  # to where the fit starts: of little data, a constant that moves nothing stays
 HERE = pathlib.Path(__file__).parent
 ROWS, KEPT = HERE / "published_steps.json", HERE / "priced_steps.json.gz"
@@ -77,8 +81,8 @@ def best(row: dict[str, Any], seconds: float) -> None:
         print(f"    {tried}")
 
 
-def kind(row: dict[str, Any]) -> topology.Device:
-    return topology.parse(row["topology"]).device
+def kind(row: dict[str, Any]) -> str:
+    return topology.parse(row["topology"]).kind
 
 
 def compiled(row: dict[str, Any]) -> dict[str, Any]:
@@ -139,27 +143,25 @@ def from_json(lists: list[Any]) -> cost.Priced:
 
 
 def constants(rows: list[dict[str, Any]], steps: dict[str, cost.Priced]) -> dict[str, cost.Constants]:
-    """Fitted ones: `products` and `elementwise` for each size of matrix unit, `kernels` and `links` for all."""
+    """Fitted ones: `products` for each kind of chip that has a fitted row, the others for all."""
     fitted = [row for row in rows if row["fitted"]]
-    units = sorted({kind(row).mxu for row in rows})
-    start = np.log([0.8] * 2 * len(units) + [cost.KERNELS, cost.LINKS])
+    kinds = sorted({kind(row) for row in fitted})
+    start = np.log([*(cost.PRODUCTS[one] for one in kinds), cost.ELEMENTWISE, cost.KERNELS, cost.LINKS])
 
     def of(logs: np.ndarray, row: dict[str, Any]) -> cost.Constants:
-        at = 2 * units.index(kind(row).mxu)
-        products, elementwise, kernels, links = map(float, np.exp([*logs[at : at + 2], *logs[-2:]]))
-        return cost.Constants(products, elementwise, kernels, links)
+        return cost.Constants(*map(float, np.exp([logs[kinds.index(kind(row))], *logs[-3:]])))
 
     def away(logs: np.ndarray) -> np.ndarray:
         errors = [np.log(cost.cost(steps[row["name"]], of(logs, row)).seconds / row["seconds"]) for row in fitted]
         return np.array([*errors, *(_TIE * (logs - start))])
 
-    # Nothing is faster than its data sheet: kernels and links reach at most 1.
-    highest = np.array([np.log(1.2)] * 2 * len(units) + [0.0, 0.0])
-    found = optimize.least_squares(away, start, bounds=(np.log(0.2), highest + 1e-9)).x
-    for unit in units:
-        example = next(row for row in rows if kind(row).mxu == unit)
-        print(f"fitted, matrix units of {unit}: {of(found, example)}")
-    return {row["name"]: of(found, row) for row in rows}
+    # Nothing is faster than its data sheet says: kernels and links reach at most 1, products the peak.
+    lowest = np.log([*(_PEAK[topology.DEVICES[one].mxu] for one in kinds), 0.2, 0.2, 0.2]) - 1e-9
+    highest = np.log([*(1.5 for _ in kinds), 1.5, 1.0, 1.0]) + 1e-9
+    found = optimize.least_squares(away, np.clip(start, lowest, highest), bounds=(lowest, highest)).x
+    for one in kinds:
+        print(f"fitted, {one}:", of(found, next(row for row in fitted if kind(row) == one)))
+    return {row["name"]: of(found, row) for row in rows if kind(row) in kinds}
 
 
 def report(rows, kept, steps, found) -> None:

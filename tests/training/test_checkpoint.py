@@ -148,11 +148,11 @@ def test_a_failed_save_is_found_while_training_goes_on(tmp_path, state, monkeypa
         checkpoints.save(state._replace(step=state.step * 0 + step))
     checkpoints.wait()
 
-    def full(folder):
+    def full(folder, names):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_digests", full)
+        patch.setattr(checkpoint.files, "checksums", full)
         checkpoints.save(state._replace(step=state.step * 0 + 6))
         with pytest.raises(UserError, match="No space left on device.*the one of step 5 is untouched"):
             poll(checkpoints)
