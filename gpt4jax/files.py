@@ -201,11 +201,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON object.
     """
-    found = text(path) if in_store(path) or path.is_file() else None
-    if found is None:
-        return {}
     try:
-        loaded = json.loads(found)
+        found = text(path) if in_store(path) or path.is_file() else None
+        loaded = {} if found is None else json.loads(found)
     except (ValueError, RecursionError) as error:  # the latter: nested without end
         raise UserError(f"{path} can't be read: {error}") from error
     if not isinstance(loaded, dict):
