@@ -3,10 +3,11 @@
 python -m gpt4jax.train --config configs/pod_175b.py --workdir DIR --config.data.dataset=YOURS
 python -m gpt4jax.plan --config configs/pod_175b.py --topology v5p:8x8x8
 
-On v6e:16x16 it takes 27.6 of 32.0 GiB (86%) and compiles in 200 s on two busy cores; by the cost model, not measured,
-a step is 13.7 s, 34% MFU. v5p:8x8x8 has room for twice the rows (--config.batch_size=1024): 33.3 of 88.5 GiB, compiled
-in 207 s, 21.3 s a step, 44% MFU. Collectives over fsdp take much of both: 12,288 columns in 256 or 512 pieces are no
-multiples of 128, and XLA sums padded copies instead of gathering.
+On v6e:16x16 it takes 27.6 of 32.0 GiB (86%) and compiles in 49 s on two busy cores; by the cost model, not measured, a
+step is 12.2 s, 39% MFU. v5p:8x8x8 has room for twice the rows (--config.batch_size=1024): 33.3 of 88.5 GiB, compiled in
+51 s, 18.6 s a step, 51% MFU. Collectives over fsdp take much of both: 12,288 columns in 256 or 512 pieces are no
+multiples of 128, and XLA sums padded copies instead of gathering. With --config.mesh.tensor=8 there it is 25.3 GiB,
+17.7 s, 54%.
 """
 
 from gpt4jax.config import default
