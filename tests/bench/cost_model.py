@@ -30,11 +30,10 @@ from gpt4jax import config as configuration
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import cost, hlo, schedule, topology
 
-_PEAK = {
-    128: 0.85,
-    256: 0.67,
-}  # by matrix unit, what the large products of these rows take at the peak, over the cycles
-_TIE = 0.2  # to where the fit starts: of little data, a constant that moves nothing stays
+# By matrix unit, what the large products of these rows take at the peak, over what the compiler's cycles stand for.
+_PEAK = {128: 0.85, 256: 0.67}
+_PRIOR, _PRIORS = {128: 0.85, 256: 0.7}, (0.85, 0.63, 0.8)  # products by matrix unit; elementwise, kernels, links
+_TIE = 0.2  # to these, where the fit starts: of little data, a constant that moves nothing stays
 HERE = pathlib.Path(__file__).parent
 ROWS, KEPT = HERE / "published_steps.json", HERE / "priced_steps.json.gz"
 
@@ -146,7 +145,7 @@ def constants(rows: list[dict[str, Any]], steps: dict[str, cost.Priced]) -> dict
     """Fitted ones: `products` for each kind of chip that has a fitted row, the others for all."""
     fitted = [row for row in rows if row["fitted"]]
     kinds = sorted({kind(row) for row in fitted})
-    start = np.log([*(cost.PRODUCTS[one] for one in kinds), cost.ELEMENTWISE, cost.KERNELS, cost.LINKS])
+    start = np.log([*(_PRIOR[topology.DEVICES[one].mxu] for one in kinds), *_PRIORS])
 
     def of(logs: np.ndarray, row: dict[str, Any]) -> cost.Constants:
         return cost.Constants(*map(float, np.exp([logs[kinds.index(kind(row))], *logs[-3:]])))
