@@ -1,10 +1,14 @@
 """Runs of the public command line, for tests and benchmarks."""
 
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
 import sysconfig
+from unittest import mock
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -37,6 +41,23 @@ def run(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subp
     """Runs a job to its end."""
     environ = environment(cache, devices)
     return subprocess.run(command(job, *flags), env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def here(job: str, *flags: object, cache: pathlib.Path) -> subprocess.CompletedProcess:
+    """Runs a job to its end in this process, on its devices: what starts and imports cost is saved."""
+    from gpt4jax import job as jobs
+
+    argv, out, err = [job, *map(str, flags)], io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, GPT4JAX_CACHE=str(cache), JAX_PLATFORMS="cpu"))
+        stack.enter_context(mock.patch.object(sys, "argv", argv))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        try:
+            jobs.main(importlib.import_module(f"gpt4jax.{job}").main)
+        except SystemExit as end:
+            return subprocess.CompletedProcess(argv, end.code, out.getvalue(), err.getvalue())
+    raise AssertionError("a job ends by exiting")
 
 
 def final_state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
