@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import fsspec
 from etils import epath
 
-from gpt4jax.errors import UserError
+from gpt4jax.errors import MishapError, UserError
 
 Path: TypeAlias = pathlib.Path | epath.Path  # of this machine, or of an object store
 _UPLOAD_SECONDS = 30.0  # at most so much of an `Appender`'s text is not in the store yet
@@ -315,4 +315,5 @@ def _in_words(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # of the store's client, of its HTTP client, of whatever gives it credentials
-        raise UserError(f"{path}: {type(error).__name__}: {error}; nothing that was saved is lost") from error
+        kind = UserError if isinstance(error, FileNotFoundError | PermissionError) else MishapError
+        raise kind(f"{path}: {type(error).__name__}: {error}; nothing that was saved is lost") from error

@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from gpt4jax import files
-from gpt4jax.errors import UserError
+from gpt4jax.errors import MishapError, UserError
 from gpt4jax.signals import INTERRUPTED, TERMINATED, Terminated
 
-FAILED = 1  # what a program ends with that is not the user's doing
+FAILED = 1  # what a program ends with that is not the user's doing, and may not happen again
 BROKEN_PIPE = 141  # ... for a reader that has gone
 _OF_THE_USER = {  # no space, no permission, no such kind of path
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
@@ -126,7 +126,7 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
         status, ended = run(sys.argv[1:]), True
     except UserError as error:
         say(f"error: {error}")
-        status = 2
+        status = FAILED if isinstance(error, MishapError) else 2
     except BrokenPipeError:  # `... | head`: the reader has had enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -140,7 +140,7 @@ def main(run: Callable[[Sequence[str]], int]) -> None:
             status = 2
         elif _of_the_store(error):
             say(f"error: the object store: {type(error).__name__}: {error}; nothing that was saved is lost")
-            status = 2
+            status = FAILED
         elif not _one_of_several():
             raise
         else:

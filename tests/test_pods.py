@@ -33,9 +33,9 @@ def flags(home, workdir, *overrides):
     ]  # fmt: skip
 
 
-def launched(home, workdir, *overrides, launcher=()):
-    """A cluster of two processes with two devices each."""
-    job = command("train", *flags(home, workdir, *overrides))
+def launched(home, workdir, *overrides, launcher=(), before=()):
+    """A cluster of two processes with two devices each; the command `before` is given theirs."""
+    job = [*before, *command("train", *flags(home, workdir, *overrides))]
     return subprocess.Popen(
         command("parallel.launch", "--processes", 2, "--devices", 2, "--grace", 4, *launcher, "--", *job),
         env=environment(home / "cache"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -103,19 +103,29 @@ def test_a_notice_to_one_saves_on_all_and_another_cluster_goes_on(home, alone):
     """Two processes, of which the second is told to stop; then one process with four, on another mesh."""
     workdir = home / "told"
     cluster = launched(home, workdir)
-    said = hit(cluster, 1, signal.SIGTERM, "step 5/")
+    # Before its first step: JAX takes a second or two to tell all, in which these runs do all their steps.
+    said = hit(cluster, 1, signal.SIGTERM, "a device holds")
     rest = cluster.communicate(timeout=120)[1]
     assert cluster.returncode == 143, said + rest
-    assert re.search(r"\[0\] SIGTERM: saved step \d+ of 16; the same command resumes", rest)
+    saved = int(re.search(r"\[0\] SIGTERM: saved step (\d+) of 16; the same command resumes", rest)[1])
     one = run(
         "train", *flags(home, workdir), "--config.mesh.data=4", "--config.mesh.fsdp=1",
         cache=home / "cache", devices=4,
     )  # fmt: skip
-    assert one.returncode == 0 and "resumed at step" in one.stderr, one.stderr
+    assert one.returncode == 0 and (f"resumed at step {saved}\n" in one.stderr) == (saved > 0), one.stderr
     assert_same_run(workdir, alone[1])
     account = goodput.account(goodput.read(workdir))
     assert account.starts == 2 and account.seconds["lost"] == 0
     assert sum(account.seconds.values()) == pytest.approx(account.wall, rel=1e-2)
+
+
+def test_a_save_that_fails_on_one_ends_all(home, alone):
+    """The second may write files of 16 KiB only, as on a disk that is full: the first waits for it, and never seals."""
+    full = ["bash", "-c", 'if [ "$JAX_PROCESS_ID" = 1 ]; then ulimit -f 16; fi; exec "$0" "$@"']
+    cluster = launched(home, home / "full", "--config.eval.eval_every_steps=0", before=full)
+    said = cluster.communicate(timeout=60)[1]
+    assert cluster.returncode == 2, said
+    assert "[1] error: a checkpoint could not be written to" in said and "there is no earlier one" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for its processes in /proc")

@@ -138,8 +138,10 @@ def _whole(environ: Mapping[str, str], name: str) -> int:
 class RollCall:
     """A file from each process that waits for the others, in a folder that all of them see."""
 
+    FOLDER = "joining"
+
     def __init__(self, folder: files.Path, process: int | None, of: int | None):
-        self._folder, self._process, self._of = folder / "joining", process, of
+        self._folder, self._process, self._of = folder / self.FOLDER, process, of
         self._own = self._folder / (socket.gethostname() if process is None else str(process))
         files.replace(self._own, socket.gethostname())
 
@@ -254,13 +256,14 @@ def stop_together(poll: int) -> bool:
 
 def see_the_same(folder: files.Path) -> bool:
     """Whether all processes see one and the same folder; all must call this."""
-    name = of_first(lambda: f"seen-{uuid.uuid4().hex}")
+    name = of_first(lambda: f"{uuid.uuid4().hex}.part")
+    path = folder / RollCall.FOLDER / name  # there it is in nobody's way if one of them is lost just now
     if first():
-        files.replace(folder / name, "")
+        files.replace(path, "")
     wait()
-    seen = of_all((folder / name).exists())
+    seen = of_all(path.exists())
     if first():
-        (folder / name).unlink()
+        path.unlink()
     return all(seen)
 
 

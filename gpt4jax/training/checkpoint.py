@@ -18,6 +18,8 @@ for all: each reads its share of the files to check them.
 """
 
 import json
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,8 +27,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from gpt4jax import files, model
-from gpt4jax.errors import UserError
+from gpt4jax import files, job, model
+from gpt4jax.errors import MishapError, UserError
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import processes
 from gpt4jax.training.state import TrainState
@@ -44,11 +46,12 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         self.restored = False  # whether the run goes on from a checkpoint
         self._saving = False
-        self._failed: Exception | None = None
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal, barrier_sync_fn=self._barrier if processes.joined() else None
+            ),
         )
         self._manager = ocp.CheckpointManager(files.absolute(self.folder), options=options)
 
@@ -79,14 +82,8 @@ class Checkpoints:
         """
         # Not Orbax's check_for_errors while it saves: that takes the error away from the thread which, seeing
         # none, would go on and remove an older checkpoint.
-        if self._failed is not None and processes.joined():
-            self._in_words(self._raise_failure)
         if self._saving and not self.saving():
             self.wait()
-
-    def _raise_failure(self) -> None:
-        assert self._failed is not None
-        raise self._failed
 
     def saving(self) -> bool:
         """Whether a save is under way."""
@@ -115,18 +112,22 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # whatever the writer's thread met: OSError, ValueError, RuntimeError
-            last = self.latest()
-            kept = "there is no earlier one" if last is None else f"the one of step {last} is untouched"
-            raise UserError(f"a checkpoint could not be written to {self.folder} ({error}); {kept}") from error
+            kind = MishapError if files.in_store(self.folder) else UserError
+            raise kind(self._words(error)) from error
+
+    def _words(self, error: BaseException) -> str:
+        last = self.latest()
+        kept = "there is no earlier one" if last is None else f"the one of step {last} is untouched"
+        return f"a checkpoint could not be written to {self.folder} ({error}); {kept}"
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Where Orbax's processes wait for each other, one that has failed too: the others would wait 20 minutes."""
+        error = sys.exception()  # Orbax's thread waits in a `finally`
+        if error is not None and threading.current_thread() is not threading.main_thread():
+            processes.leave(job.FAILED if files.in_store(self.folder) else 2, lambda: self._words(error))
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _seal(self) -> None:
-        try:
-            self._write_manifests()
-        except Exception as error:
-            self._failed = error  # of several processes the others now wait for this one: `check` must not
-            raise
-
-    def _write_manifests(self) -> None:
         for folder in _unfinished(self.folder):
             names = _sealed(folder)
             digests = files.checksums(folder, names)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt4jax.errors import UserError
+from gpt4jax.errors import MishapError
 
 _WIDTH, _PRODUCTS = 512, 32  # of the self-test
 _REPLAYS = 4  # of a suspicious step, at most
@@ -103,17 +103,17 @@ class Check:
         """Compares the copies of all that devices hold of a state.
 
         Raises:
-            UserError: which devices hold another.
+            MishapError: which devices hold another.
         """
         found = differing_copies(np.asarray(self._copies(state)), state, self._shardings, self._mesh)
         if found:
-            raise UserError(f"silent corruption before step {int(state.step) + 1}: {_some(found)}; {_ADVICE}")
+            raise MishapError(f"silent corruption before step {int(state.step) + 1}: {_some(found)}; {_ADVICE}")
 
     def step(self, state: Any, batch: Any) -> None:
         """Computes the next step twice.
 
         Raises:
-            UserError: it comes out different; how often it did, and which devices fail the self-test.
+            MishapError: it comes out different; how often it did, and which devices fail the self-test.
         """
         outcomes = [np.asarray(self._next(state, batch)) for _ in range(2)]
         if np.array_equal(outcomes[0], outcomes[1]):
@@ -127,7 +127,7 @@ class Check:
         tested = self_test(self._mesh)
         usual = Counter(map(int, tested)).most_common(1)[0][0]
         failed = [device for device, one in zip(devices, tested, strict=True) if one != usual]
-        raise UserError(
+        raise MishapError(
             f"silent corruption: step {int(state.step) + 1}, computed {len(outcomes)} times, came out the same "
             f"{often} times; the first two differ in what {_named(where)} hold; "
             + (f"{_named(failed)} fail the self-test" if failed else "no device fails the self-test")
