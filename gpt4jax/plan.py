@@ -22,6 +22,7 @@ from gpt4jax import files, job
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import topology as topologies
 from gpt4jax.parallel.topology import Topology
+from gpt4jax.train import checked
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,14 +39,22 @@ def main(argv: Sequence[str]) -> int:
     config = configuration.load(flags.config, overrides)
     try:
         found = sweep(config, flags.topology, flags.sweep) if flags.sweep else plan(config, flags.topology)
-    except topologies.NoRoomError as error:
-        raise UserError(f"{error}\n{nearest(config, flags.topology, 0)}") from error
+    except NoFitError as error:
+        raise UserError(f"{error}\n{nearest(config, flags.topology, error.total)}") from error
     print(words(found))
     if not found["fits"]:
         print(nearest(config, flags.topology, found["hbm_bytes_per_chip"]["total"]))
     if flags.out is not None:
         files.replace(flags.out, (json.dumps(found, indent=2) + "\n").encode())
     return 0 if found["fits"] else 1
+
+
+class NoFitError(UserError):
+    """A step that the compiler itself refuses for want of memory: it takes `total` bytes a device (0: not known)."""
+
+    def __init__(self, words: str, total: int):
+        super().__init__(words)
+        self.total = total
 
 
 class Program(NamedTuple):
@@ -56,14 +65,12 @@ class Program(NamedTuple):
         mesh: over the slice's devices.
         model_config: the decoder's, with the attention that TPUs have.
         held: bytes a device of parameters and moments.
-        rows: of a step.
     """
 
     lowered: Any
     mesh: Any
     model_config: Any
     held: dict[str, int]
-    rows: int
 
 
 def program(config, topology: Topology) -> Program:
@@ -74,20 +81,16 @@ def program(config, topology: Topology) -> Program:
     """
     import jax
 
-    from gpt4jax.parallel import mesh as meshes
     from gpt4jax.parallel import partition
     from gpt4jax.training import objective, optimizer
     from gpt4jax.training import state as states
 
     devices = topologies.devices(topology)
+    configuration.check_values(config)
+    model_config, mesh, tx = checked(config, devices)
+    if model_config.attention_lowering == "auto":
+        model_config = dataclasses.replace(model_config, attention_lowering="tpu")
     try:
-        configuration.check_values(config)
-        model_config = configuration.model_config(config)
-        if model_config.attention_lowering == "auto":
-            model_config = dataclasses.replace(model_config, attention_lowering="tpu")
-        mesh = meshes.make_mesh(config.mesh, devices)
-        partition.check(model_config, mesh, config.batch_size, config.optimizer.micro_batches, config.data.seq_len)
-        tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
         rows = objective.abstract_batch(config, model_config)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -104,22 +107,26 @@ def program(config, topology: Topology) -> Program:
         out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0,
     )  # fmt: skip
     with jax.set_mesh(mesh):
-        return Program(jitted.lower(state, rows), mesh, model_config, held, config.batch_size)
+        return Program(jitted.lower(state, rows), mesh, model_config, held)
 
 
 def plan(config, name: str) -> dict[str, Any]:
     """Whether the train step of `config` fits a chip of the topology `name`; what is in it: `words`, and DESIGN's keys.
 
     Raises:
-        UserError: an unknown topology, a config that does not divide over it, no libtpu, or a step that the compiler
-            itself refuses for want of memory.
+        UserError: an unknown topology, a config that does not divide over it, or no libtpu.
+        NoFitError: a step that the compiler itself refuses for want of memory.
     """
     from gpt4jax.model import flops, parameters
 
     topology = topologies.parse(name)
     step = program(config, topology)
     began = time.monotonic()
-    memory, text = topologies.compiled(step.lowered, topology)
+    try:
+        memory, text = topologies.compiled(step.lowered, topology)
+    except topologies.NoRoomError as error:
+        total = error.temporaries + sum(step.held.values()) if error.temporaries else 0
+        raise NoFitError(str(error), total) from error
     seconds = time.monotonic() - began
     by_kind = {
         "parameters": step.held["params"],
@@ -140,7 +147,7 @@ def plan(config, name: str) -> dict[str, Any]:
         "tokens_per_step": tokens,
         "flops_per_token": of_token,
         "flops_per_step": of_token * tokens,
-        **(speed(step, topology, text, tokens, of_token) if step.mesh.shape["context"] == 1 else _UNKNOWN),
+        **speed(step, topology, text, config),
         "kernels": text.count("tpu_custom_call"),
         "mesh": dict(step.mesh.shape),
         "config": config.to_dict(),
@@ -149,10 +156,7 @@ def plan(config, name: str) -> dict[str, Any]:
     }
 
 
-# Over `context` each device runs a branch of its own, which the model of a step's time does not know.
-_UNKNOWN = dict.fromkeys(
-    ("step_seconds", "seconds_by_kind", "tokens_per_second", "mfu", "bound_by", "collective_bytes")
-)
+_OF_SPEED = ("step_seconds", "seconds_by_kind", "tokens_per_second", "mfu", "bound_by", "collective_bytes")
 
 
 def sweep(config, name: str, most: int) -> dict[str, Any]:
@@ -166,9 +170,11 @@ def sweep(config, name: str, most: int) -> dict[str, Any]:
         raise UserError(
             f"mesh.context is {config.mesh.context}: steps over it have no modelled time to compare; only 1"
         )
-    likely = [one for one in _candidates(config, topology) if one.fits(topology)]
+    likely = [one for one in _candidates(config, topology, config.optimizer.micro_batches) if one.fits(topology)]
     if not likely:
         raise UserError(f"{name}: no variant fits, by arithmetic. {nearest(config, name, 0)}")
+    own = _variant(config, topology)  # always looked at, so that what is named is no slower
+    likely.sort(key=lambda one: _key(one) != own)
     plans: list[dict[str, Any]] = []
     tried: list[dict[str, Any]] = []
     for one in likely[:most]:
@@ -182,21 +188,35 @@ def sweep(config, name: str, most: int) -> dict[str, Any]:
             job.say(f"  {str(error)[:200]}")
             tried.append({"overrides": one.overrides(), "fits": False})
             continue
+        if plans[-1]["tokens_per_second"] is None:
+            raise UserError(f"there is no modelled time to compare: {plans[-1]['not_modelled']}")
         keys = ("fits", "step_seconds", "tokens_per_second", "mfu", "bound_by")
         tried.append({"overrides": one.overrides()} | {key: plans[-1][key] for key in keys})
         job.say(f"  {plans[-1]['tokens_per_second']:,.0f} tokens/s" + ("" if plans[-1]["fits"] else ", does not fit"))
     fitting = [found for found in plans if found["fits"]]
     if not fitting:
-        raise UserError(f"{name}: none of {len(tried)} compiled variants fits. {nearest(config, name, 0)}")
+        raise UserError(f"{name}: none of {len(tried)} compiled variants fits; --sweep with a larger number tries more")
     return max(fitting, key=lambda found: found["tokens_per_second"]) | {"tried": tried}
 
 
-def _candidates(config, topology: Topology) -> list[Any]:
+def _candidates(config, topology: Topology, micro_batches: int) -> list[Any]:
     from gpt4jax.parallel import candidates
 
     model_config = configuration.model_config(config)
     count = len(topologies.devices(topology))
-    return candidates.candidates(model_config, config.batch_size, config.data.seq_len, topology, count)
+    return candidates.candidates(model_config, config.batch_size, config.data.seq_len, topology, count, micro_batches)
+
+
+def _key(one: Any) -> tuple[Any, ...]:
+    return dict(one.mesh), one.remat, one.batch_size
+
+
+def _variant(config, topology: Topology) -> tuple[Any, ...]:
+    """What the config itself is among its variants."""
+    from gpt4jax.parallel import mesh as meshes
+
+    sizes = meshes.mesh_shape(config.mesh, len(topologies.devices(topology)))
+    return dict(zip(meshes.MESH_AXES, sizes, strict=True)), config.model.remat, config.batch_size
 
 
 def nearest(config, name: str, total: int) -> str:
@@ -205,14 +225,19 @@ def nearest(config, name: str, total: int) -> str:
     That is arithmetic; by how much it was wrong of the step itself, it is taken to be wrong of the others.
     """
     topology = topologies.parse(name)
-    room = topologies.FITS * topology.device.hbm_bytes
-    wrong = max(1.0, total / _arithmetic(config, topology)) if total else 1.0
-    fitting = [one for one in _candidates(config, topology) if one.bytes * wrong <= room]
+    room, own = topologies.FITS * topology.device.hbm_bytes, _variant(config, topology)
+    wrong = max(1.0, (total or room) / _arithmetic(config, topology))
+    micro = config.optimizer.micro_batches
+    known = [one for times in (1, 2, 4, 8, 16, 32) for one in _candidates(config, topology, micro * times)]
+    fitting = [one for one in known if one.bytes * wrong <= room and (_key(one) != own or one.micro_batches != micro)]
     over = f"{(total - room) / 2**30:.2f} GiB a device too much. " if total else ""
     if not fitting:
-        state = 3 * 4 if config.model.param_dtype == "float32" else 3 * 2
-        return f"{over}Nothing fits {name} by arithmetic: a parameter takes {state} bytes on all devices together"
-    near = min(fitting, key=lambda one: (abs(one.batch_size - config.batch_size), one.bytes))
+        state = 4 * 4 if config.model.param_dtype == "float32" else 4 * 2
+        return (
+            f"{over}Nothing fits {name} by arithmetic: a parameter, its moments and its gradient take {state} bytes "
+            "on all devices together"
+        )
+    near = min(fitting, key=lambda one: (abs(one.batch_size - config.batch_size), one.micro_batches, one.bytes))
     flags = " ".join(f"--config.{override}" for override in near.overrides())
     return f"{over}The nearest that fits by arithmetic, with {near.bytes * wrong / 2**30:.1f} GiB: {flags}"
 
@@ -220,32 +245,42 @@ def nearest(config, name: str, total: int) -> str:
 def _arithmetic(config, topology: Topology) -> float:
     """Bytes a device of the config's own step, as its variants' are worked out."""
     from gpt4jax.parallel import candidates
-    from gpt4jax.parallel import mesh as meshes
 
-    sizes = meshes.mesh_shape(config.mesh, len(topologies.devices(topology)))
-    mesh = dict(zip(meshes.MESH_AXES, sizes, strict=True))
-    return candidates.device_bytes(configuration.model_config(config), mesh, config.batch_size, config.data.seq_len)
+    mesh, _, rows = _variant(config, topology)
+    micro = config.optimizer.micro_batches
+    return candidates.device_bytes(configuration.model_config(config), mesh, rows, config.data.seq_len, micro)
 
 
-def speed(step: Program, topology: Topology, text: str, tokens: int, flops_per_token: float) -> dict[str, Any]:
-    """How fast a compiled step is by the model of `gpt4jax.parallel.cost`, and what bounds it."""
+def speed(step: Program, topology: Topology, text: str, config) -> dict[str, Any]:
+    """How fast a compiled step is by the model of `gpt4jax.parallel.cost`, and what bounds it.
+
+    What the model does not know is None, and `not_modelled` says why.
+    """
+    from gpt4jax.data import multimodal
     from gpt4jax.model import flops
     from gpt4jax.parallel import cost, hlo, schedule
 
-    devices = list(step.mesh.devices.flat)
+    devices, data = list(step.mesh.devices.flat), config.data
+    if step.mesh.shape["context"] > 1:  # each device runs a branch of its own
+        return dict.fromkeys(_OF_SPEED) | {"not_modelled": "rows lie over mesh.context"}
     placement = cost.Placement(topology, dict(step.mesh.shape), devices)
-    areas = cost.tile_areas(step.model_config, tokens // step.rows)
-    priced = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
+    try:
+        areas = cost.tile_areas(step.model_config, *multimodal.room(data))
+        priced = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
+    except ValueError as error:  # whether the step fits is known all the same
+        return dict.fromkeys(_OF_SPEED) | {"not_modelled": str(error)}
     found = cost.cost(priced, cost.constants(topology.kind))
+    tokens = config.batch_size * data.seq_len
     of_kinds: dict[str, dict[str, float]] = {}
     for (kind, axis), sent in sorted(found.bytes.items()):
         of_kinds.setdefault(kind, {})[axis] = sent
-    per_second = tokens / found.seconds
+    per_second, of_token = tokens / found.seconds, flops.flops_per_token(step.model_config, data.seq_len)["train"]
     return {
+        "not_modelled": None,
         "step_seconds": found.seconds,
         "seconds_by_kind": found.by_kind,
         "tokens_per_second": per_second,
-        "mfu": flops.mfu(per_second, flops_per_token, len(devices), topology.device.peak_flops),
+        "mfu": flops.mfu(per_second, of_token, len(devices), topology.device.peak_flops),
         "bound_by": found.bound_by,
         "collective_bytes": of_kinds,
     }
@@ -273,7 +308,7 @@ def words(found: dict[str, Any]) -> str:
 
 def _words_of_speed(found: dict[str, Any]) -> tuple[str, ...]:
     if found["step_seconds"] is None:
-        return ("the time of a step is not modelled where rows lie over mesh.context",)
+        return (f"the time of a step is not modelled: {found['not_modelled']}",)
     parts = ", ".join(f"{kind} {seconds:.3g}" for kind, seconds in found["seconds_by_kind"].items())
     sent = ", ".join(
         f"{kind} over {axis} {count / 2**30:.3g}"

@@ -54,7 +54,7 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
         from gpt4jax.scaling.forecast import provenance
 
         processes.check_same(configuration.flat(config) | {"code and versions": provenance()})
-    model_config, mesh, tx = _checked(config)
+    model_config, mesh, tx = checked(config)
     cache_dir = files.shared_cache(config.data.cache_dir)
     start = init_from.find(config, model_config, workdir, cache_dir, say)
     processes.of_first(lambda: workdirs.open_workdir(workdir, config))
@@ -133,8 +133,8 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
     return 0
 
 
-def _checked(config):
-    """(decoder's config, mesh, optimizer) of a run's config.
+def checked(config, devices=None):
+    """(decoder's config, mesh, optimizer) of a run's config, on JAX's devices; or on those of a plan.
 
     Raises:
         UserError: what does not fit together.
@@ -147,12 +147,13 @@ def _checked(config):
         model_config = configuration.model_config(config)
         if config.data.seq_len > model_config.max_seq_len:
             raise UserError(f"data.seq_len {config.data.seq_len} is above model.max_seq_len {model_config.max_seq_len}")
-        mesh = meshes.make_mesh(config.mesh)
+        mesh = meshes.make_mesh(config.mesh, devices)
         micro_batches, seq_len = config.optimizer.micro_batches, config.data.seq_len
         partition.check(model_config, mesh, config.batch_size, micro_batches, seq_len)
         partition.check(model_config, mesh, config.eval.batch_size or config.batch_size, seq_len=seq_len)
         tx = optimizer.adamw(config.optimizer, model_config, config.num_steps)
-        step.check_lowering(model_config, mesh, config.batch_size // micro_batches, seq_len)
+        if devices is None:  # a plan lowers the step itself
+            step.check_lowering(model_config, mesh, config.batch_size // micro_batches, seq_len)
     except ValueError as error:
         raise UserError(str(error)) from error
     return model_config, mesh, tx

@@ -133,5 +133,34 @@ def test_the_nearest_is_not_the_step_that_was_found_too_large(monkeypatch):
     config = large()
     config.batch_size = 16
     own = ["--config.mesh.fsdp=16", f"--config.model.remat={config.model.remat}", "--config.batch_size=16"]
-    assert set(own) <= set(plan.nearest(config, "v5e:4x4", 0).split())
-    assert not set(own) <= set(plan.nearest(config, "v5e:4x4", 15 * 2**30).split())
+    for total in (0, 15 * 2**30):  # 0: the compiler has not said how much it takes
+        said = plan.nearest(config, "v5e:4x4", total)
+        assert "The nearest that fits" in said and not set(own) <= set(said.split())
+    said = topologies.NoRoomError(
+        "RESOURCE_EXHAUSTED: ... for HLO temporaries (22.84G) exceeds available HBM (15.75G)."
+    )
+    assert said.temporaries == pytest.approx(22.84 * 2**30)
+
+
+def test_a_sweep_looks_at_the_config_itself_and_its_micro_batches(monkeypatch):
+    """A step that fits in 16 micro-batches alone, under a remat policy that no other variant has."""
+    _Slice(monkeypatch, 16)
+    asked = []
+
+    def one(config, name):
+        asked.append(config.to_dict())
+        return plans(config, name)
+
+    monkeypatch.setattr(plan, "plan", one)
+    config = large(remat="none")
+    config.optimizer.micro_batches = 4
+    config.mesh.update(data=2, fsdp=8)
+    plan.sweep(config, "v5p:2x2x4", 3)
+    first = asked[0]
+    assert (first["mesh"]["data"], first["mesh"]["fsdp"], first["model"]["remat"]) == (2, 8, "none")
+    assert first["batch_size"] == 64 and len(asked) == 3
+    config.optimizer.micro_batches = 1
+    monkeypatch.setattr(plan, "plan", lambda config, name: plans(config, name) | dict(
+        tokens_per_second=None, not_modelled="a kernel of its own"))  # fmt: skip
+    with pytest.raises(UserError, match="no modelled time to compare: a kernel of its own"):
+        plan.sweep(large(), "v5p:2x2x4", 3)

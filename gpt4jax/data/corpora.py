@@ -13,6 +13,7 @@ import pathlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import tensorflow_datasets as tfds
@@ -155,13 +156,16 @@ def built(
         UserError: the disk is full, or whatever else keeps it from being written.
     """
     config = SourceConfig(name=fingerprint[:16], root=root, feature=feature, fingerprint=fingerprint)
-    builder = builder_class(data_dir=cache_dir / "tfds", config=config, file_format="array_record")
+    make = partial(builder_class, data_dir=cache_dir / "tfds", config=config, file_format="array_record")
+    builder = make()
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except (RuntimeError, OSError) as error:  # the writer of records says RuntimeError when the disk is full
-        raise UserError(f"could not prepare {root} under {cache_dir}: {error}") from error
+        builder = make()
+        if not builder.is_prepared():  # else another process of this host was quicker
+            raise UserError(f"could not prepare {root} under {cache_dir}: {error}") from error
     return builder
 
 

@@ -116,7 +116,7 @@ def self_attention(
     if rows.cos_sin is not None:
         q_btnh, k_btkh = position.rotate(q_btnh, *rows.cos_sin), position.rotate(k_btkh, *rows.cos_sin)
     q_btnh = times(mup.multipliers(config).attention, q_btnh)
-    of_heads, soft_cap = _masks(config, pattern, rows), config.attention_soft_cap
+    of_heads, soft_cap = masks_of_heads(config, pattern, rows.images is not None), config.attention_soft_cap
     induction = pattern == patterns.INDUCTION
     if induction and (rows.token_bt is None or rows.before_bt is None):
         raise ValueError("an induction layer needs the rows' tokens")
@@ -137,15 +137,15 @@ def self_attention(
     return linear(y_btnh, p["out_nhd"], p.get("out_bias_d"), inputs=2, apart=apart), cached and cached.cache
 
 
-def _masks(config: Config, pattern: str, rows: Rows) -> tuple[Mask, ...]:
-    """Of each key/value head: the layer's pattern, and where there are images all of a query's own image.
+def masks_of_heads(config: Config, pattern: str, images: bool) -> tuple[Mask, ...]:
+    """Of each key/value head: the layer's pattern, and where rows have images all of a query's own image.
 
     An induction layer compares tokens, which patches are not: it stays as it is.
     """
     if not config.causal:
         return (masks.full(),) * config.num_kv_heads
     of_heads = patterns.from_pattern(pattern, config.num_kv_heads)
-    if rows.images is None or config.vision is None or pattern == patterns.INDUCTION:
+    if not images or config.vision is None or pattern == patterns.INDUCTION:
         return of_heads
     together = masks.together(config.vision.longest)
     return tuple(mask | together for mask in of_heads)

@@ -15,7 +15,7 @@ from gpt4jax.parallel import partition
 from gpt4jax.parallel.topology import FITS, Topology
 
 BUSY = 0.7  # share of the peak that products of matrices reach
-TENSOR, COPIES = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+TENSOR = (1, 2, 4, 8, 16)
 LANES = 128  # of parameters cut into pieces that are no multiple of it XLA sums padded copies: twice as much is sent
 # Sums of a layer's activations over `tensor`, each a gathering and a scattering: two forward, as many back, and what
 # is gathered or computed again.
@@ -28,7 +28,7 @@ class Candidate:
 
     Attributes:
         mesh: its sizes.
-        remat, batch_size: as in the config.
+        remat, batch_size, micro_batches: as in the config.
         bytes: that a device holds, about.
         tokens_per_second: about.
     """
@@ -36,35 +36,43 @@ class Candidate:
     mesh: tuple[tuple[str, int], ...]
     remat: str
     batch_size: int
+    micro_batches: int
     bytes: float
     tokens_per_second: float
 
     def overrides(self) -> list[str]:
         """As flags have them after `--config.`."""
         sizes = [f"mesh.{axis}={size}" for axis, size in self.mesh]
-        return [*sizes, f"model.remat={self.remat}", f"batch_size={self.batch_size}"]
+        rows = [f"batch_size={self.batch_size}", f"optimizer.micro_batches={self.micro_batches}"]
+        return [*sizes, f"model.remat={self.remat}", *rows]
 
     def fits(self, topology: Topology) -> bool:
         """Whether its bytes leave free what must stay free."""
         return self.bytes <= FITS * topology.device.hbm_bytes
 
 
-def candidates(config: Config, batch_size: int, seq_len: int, topology: Topology, devices: int) -> list[Candidate]:
+def candidates(
+    config: Config, batch_size: int, seq_len: int, topology: Topology, devices: int, micro_batches: int = 1
+) -> list[Candidate]:
     """What divides, the fastest by arithmetic first: every mesh of data, fsdp and tensor, remat policy and batch size.
 
-    Batches are the config's, half, twice and four times as much. `data` is the number of slices, or some times that.
+    Batches are the config's, half, twice and four times as much, each in `micro_batches`. `data` is the number of
+    slices, or that times a power of two. Of remat policies: "full", "dots" and the config's.
     """
     out = []
-    for copies, tensor, remat, times in itertools.product(COPIES, TENSOR, ("full", "dots"), (0.5, 1, 2, 4)):
-        rows, data = int(batch_size * times), copies * topology.slices
+    copies = [2**i for i in range((devices // topology.slices).bit_length())]
+    remats = dict.fromkeys(("full", "dots", config.remat))
+    for copy, tensor, remat, times in itertools.product(copies, TENSOR, remats, (0.5, 1, 2, 4)):
+        rows, data = int(batch_size * times), copy * topology.slices
         if devices % (tensor * data) or rows < 1:
             continue
         mesh = {"data": data, "fsdp": devices // tensor // data, "tensor": tensor, "context": 1}
-        if _divides(config, mesh, rows):
+        if _divides(config, mesh, rows, micro_batches):
             remade = dataclasses.replace(config, remat=remat)
-            held = device_bytes(remade, mesh, rows, seq_len)
-            speed = rows * seq_len / seconds(remade, mesh, rows, seq_len, topology)
-            out.append(Candidate(tuple(mesh.items()), remat, rows, held, speed))
+            held = device_bytes(remade, mesh, rows, seq_len, micro_batches)
+            each = seconds(remade, mesh, rows // micro_batches, seq_len, topology)
+            speed = rows * seq_len / (micro_batches * each)
+            out.append(Candidate(tuple(mesh.items()), remat, rows, micro_batches, held, speed))
     return sorted(out, key=lambda one: -one.tokens_per_second)
 
 
@@ -75,26 +83,27 @@ class _Shape:
         self.shape = shape
 
 
-def _divides(config: Config, mesh: Mapping[str, int], rows: int) -> bool:
+def _divides(config: Config, mesh: Mapping[str, int], rows: int, micro_batches: int) -> bool:
     shape: Any = _Shape(mesh)
     try:
-        partition.check(config, shape, rows)
+        partition.check(config, shape, rows, micro_batches)
     except ValueError:
         return False
     # Attention's kernels take whole heads; the compiler would pad.
     return config.num_kv_heads % mesh["tensor"] == 0
 
 
-def device_bytes(config: Config, mesh: Mapping[str, int], rows: int, seq_len: int) -> float:
-    """State, what the backward pass keeps, one layer's work and a chunk's logits."""
-    tensor, shards = mesh["tensor"], mesh["fsdp"] * mesh["tensor"]
-    width, state = 2, 3 * config_bytes(config)  # parameters and two moments
-    tokens = rows // (mesh["data"] * mesh["fsdp"]) * seq_len
+def device_bytes(config: Config, mesh: Mapping[str, int], rows: int, seq_len: int, micro_batches: int = 1) -> float:
+    """State and gradients, what the backward pass of a micro-batch keeps, one layer's work and a chunk's logits."""
+    tensor, context, shards = mesh["tensor"], mesh.get("context", 1), mesh["fsdp"] * mesh["tensor"]
+    # Parameters, two moments, gradients; and where there are several micro-batches the gradients' sum.
+    width, state = 2, (4 if micro_batches == 1 else 5) * config_bytes(config)
+    tokens = rows // micro_batches // (mesh["data"] * mesh["fsdp"]) * seq_len / context
     gates = 2 if config.activation == "swiglu" else 1
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     inner = (gates * config.mlp_dim + heads) / tensor
     cycle = len(config.attention)
-    divided = config.position != "transformer_xl" and seq_len % (tensor * mesh.get("context", 1)) == 0
+    divided = config.position != "transformer_xl" and seq_len % (tensor * context) == 0
     stream = config.embed_dim / (tensor if divided else 1)  # as `layers.stream` has it
     kept = {
         "full": config.num_layers / cycle * stream,

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt4jax.model import parts, patterns, tiles
-from gpt4jax.model.config import Config
+from gpt4jax.model import layers, parts, tiles
+from gpt4jax.model.config import Config, encoder
 from gpt4jax.model.kernels import tiling, tpu
+from gpt4jax.model.masks import Mask, full
 from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Schedule, Start
 from gpt4jax.parallel.topology import DCN_BANDWIDTH, Topology
 
@@ -79,11 +80,13 @@ class Placement:
 
     def seconds(self, collective: Collective) -> float:
         """How long links are busy with it that carry all that their data sheet says."""
+        device = self.topology.device
+        between = DCN_BANDWIDTH / device.per_chip
         if collective.kind == "collective-permute":
             pairs = np.array(collective.groups)
             if (self._slices[pairs[:, 0]] != self._slices[pairs[:, 1]]).any():
-                return collective.size / DCN_BANDWIDTH
-            return collective.size * self._hops(pairs) / self.topology.device.link_bandwidth
+                return collective.size / between
+            return collective.size * self._hops(pairs) / device.link_bandwidth
         group = list(collective.groups[0])
         slices = len(set(self._slices[group]))
         if slices == 1:
@@ -92,7 +95,7 @@ class Placement:
         within = 0.0
         if len(inner) > 1:  # first in every slice, then what is left of it between slices
             within = collective.sent / self._bandwidth(inner)
-        return within + collective.sent / len(inner) / DCN_BANDWIDTH
+        return within + collective.sent / len(inner) / between
 
     def _hops(self, pairs: np.ndarray) -> float:
         """How many links a message passes on average: every link then carries so many."""
@@ -114,18 +117,49 @@ class Placement:
         return topology.device.link_bandwidth * max(ways, 1.0) * cores  # both cores of a chip get the same bytes once
 
 
-def tile_areas(config: Config, seq_len: int) -> dict[tuple[int, int], int]:
-    """Pairs in a tile of the attention kernels, by the tiles in a row and the row's length in whole tiles."""
-    areas: dict[tuple[int, int], int] = {}
+class _Attention(NamedTuple):
+    """Attention of one kind of layer: its masks, query heads for each, and the last `queries` of a row's `keys`."""
+
+    of_heads: Sequence[Mask]
+    group: int
+    queries: int
+    keys: int
+
+
+def _attentions(config: Config, seq_len: int, patches: int, images: int) -> list[_Attention]:
     group = config.num_heads // config.num_kv_heads
-    for pattern in dict.fromkeys(config.attention):
-        for _, mask, indices in parts.head_groups(patterns.from_pattern(pattern, config.num_kv_heads)):
-            for part in parts.without_windows(parts.split(mask, indices, False, 0, seq_len, seq_len)):
-                _, queries, keys = tiles.shape(part, seq_len)
-                q_size, k_size = (tpu._size(part, group, length) for length in (queries, keys))
+    found = [
+        _Attention(layers.masks_of_heads(config, pattern, patches > 0), group, seq_len, seq_len)
+        for pattern in dict.fromkeys(config.attention)
+    ]
+    if (vision := config.vision) is not None and vision.encoder:
+        seen = patches + (images if vision.class_token else 0)
+        found.append(_Attention(layers.masks_of_heads(encoder(config), "dense", False), 1, seen, seen))
+        if vision.frontend == "resampler":
+            latents = images * vision.resampler_len
+            found.append(_Attention((full(),) * vision.num_heads, 1, latents, patches + latents))
+    return found
+
+
+def tile_areas(config: Config, seq_len: int, patches: int = 0, images: int = 0) -> dict[tuple[int, int], int]:
+    """Pairs in a tile of the attention kernels, by the tiles in a row and the row's length in whole tiles.
+
+    A row has `seq_len` tokens, and room for so many patches of so many images.
+
+    Raises:
+        ValueError: two kernels that can't be told apart by these have tiles of different sizes.
+    """
+    areas: dict[tuple[int, int], int] = {}
+    for of_heads, group, length, seen in _attentions(config, seq_len, patches, images):
+        for _, mask, indices in parts.head_groups(of_heads):
+            for part in parts.without_windows(parts.split(mask, indices, False, seen - length, length, seen)):
+                _, queries, keys = (0, length, seen) if part.kind == "whole" else tiles.shape(part, length)
+                q_size, k_size = (tpu._size(part, group, some) for some in (queries, keys))
                 kinds = tiling._kinds(part.plan, part.offset, queries, keys, q_size, k_size, True)
                 for of in (kinds, kinds.T):
-                    areas[len(tpu._tiles(of)[0]), -(-queries // q_size) * q_size] = q_size * k_size
+                    key = len(tpu._tiles(of)[0]), -(-queries // q_size) * q_size
+                    if areas.setdefault(key, q_size * k_size) != q_size * k_size:
+                        raise ValueError(f"two kernels of {key[0]} tiles in rows of {key[1]} have tiles of two sizes")
     return areas
 
 

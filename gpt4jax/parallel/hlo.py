@@ -201,8 +201,6 @@ def trips(module: Module, computation: str, loop: Instruction) -> int:
     step = _value(module, body, module.root(body).operands[index], lambda i: first if i == index else start(i)) - first
     bound = next(one for one in operands if _Place.of(one) != index)
     last = bound if isinstance(bound, int) else start(bound.index)
-    if operands[0] == last and not isinstance(operands[0], _Place):
-        test = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}.get(test, test)
     if step == 0 or test not in ("LT", "GT", "LE", "GE", "NE"):
         raise HloError(f"%{loop.name}: a loop that runs while {test}, by steps of {step}")
     span = (last - first) / step

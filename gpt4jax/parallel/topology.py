@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,16 @@ DCN_BANDWIDTH = 6.25e9  # bytes/s of a chip to other slices, one way: a host's 2
 
 
 class NoRoomError(UserError):
-    """A program that needs more memory than a chip has."""
+    """A program that needs more memory than a chip has.
+
+    Attributes:
+        temporaries: bytes that the compiler says they would take; 0 if it does not.
+    """
+
+    def __init__(self, words: str):
+        super().__init__(words)
+        said = re.search(r"temporaries \(([\d.]+)([KMGT])\)", words)
+        self.temporaries = 0 if said is None else int(float(said[1]) * 1024 ** (1 + "KMGT".index(said[2])))
 
 
 @dataclasses.dataclass(frozen=True)

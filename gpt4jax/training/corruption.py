@@ -6,9 +6,14 @@ Two things that must be the same to the last bit are compared by checksums, whic
 - the step, computed twice from the same state and batch. If it differs, it is suspicious, and computed again until two
   more agree or not, and each device is given the same products to work out: one that gives others is found so.
 
+A device that goes on computing wrong is found so, and what has changed in memory that has a copy. A fault of one moment
+is found only if it falls into a step that is computed twice: the step whose outcome is kept is another run of it, by
+another program, whose bits need not be the same; its own copies are compared at the next check.
+
 What is found ends the run; it goes on from the newest checkpoint, which was checked before it was written.
 """
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt4jax.errors import MishapError
+from gpt4jax.errors import MishapError, UserError
 
 _WIDTH, _PRODUCTS = 512, 32  # of the self-test
 _REPLAYS = 4  # of a suspicious step, at most
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def checksums(tree: Any, shardings: Any, mesh: Mesh) -> jax.Array:
@@ -86,9 +92,16 @@ class Check:
     """Compares the copies of a state, and a step with itself; all processes must ask for the same checks.
 
     `step(state, batch)` gives the next state first; `shardings` are those of the state and of a batch.
+
+    Raises:
+        UserError: a GPU that may compute the same step in two ways: it would be taken for a broken one.
     """
 
     def __init__(self, step: Callable[..., Any], shardings: tuple[Any, Any], mesh: Mesh):
+        if jax.default_backend() == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+            raise UserError(
+                f"on GPUs mesh.verify_every_steps needs the environment variable XLA_FLAGS={_DETERMINISTIC}"
+            )
         self._mesh, self._shardings = mesh, shardings[0]
         alike = NamedSharding(mesh, PartitionSpec())
         self._copies = jax.jit(

@@ -27,6 +27,7 @@ import numpy as np
 from scipy import optimize
 
 from gpt4jax import config as configuration
+from gpt4jax.data import multimodal
 from gpt4jax.errors import UserError
 from gpt4jax.parallel import cost, hlo, schedule, topology
 
@@ -100,7 +101,7 @@ def compiled(row: dict[str, Any]) -> dict[str, Any]:
             print(f"{row['name']}, {config.model.num_layers} layers: {str(error)[:150]}", file=sys.stderr)
             continue
         placement = cost.Placement(where, dict(program.mesh.shape), list(program.mesh.devices.flat))
-        areas = cost.tile_areas(program.model_config, config.data.seq_len)
+        areas = cost.tile_areas(program.model_config, *multimodal.room(config.data))
         steps = cost.priced(schedule.schedule(hlo.parse(text)), placement, areas)
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         print(f"{row['name']}: compiled with {config.model.num_layers} of {layers} layers", file=sys.stderr)

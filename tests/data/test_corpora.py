@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow_datasets as tfds
@@ -58,6 +59,13 @@ def test_code_tasks_train_on_texts_and_hold_out_problems(kind, tmp_path, monkeyp
     assert sorted(train) == sorted(itertools.islice(code_tasks.documents(0, 10**6, operations=family), len(train)))
     assert 0 <= sum(map(len, train)) - 1e6 < code_tasks.MAX_BYTES
     assert sorted(evaluation) == sorted(p.prompt + p.solution for p in code_tasks.problems(0, 5, operations=family))
+
+
+def test_several_that_prepare_the_same_at_once_all_get_it(folder, tmp_path):
+    """As processes of one host do that has a disk of its own: the last to end finds that another was quicker."""
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: corpora.prepare(options(dataset=f"folder:{folder}"), tmp_path), range(3)))
+    assert len({tuple(texts(corpus, "train")) for corpus in made}) == 1 and texts(made[0], "train")
 
 
 def test_a_changed_file_is_another_corpus(folder, tmp_path):

@@ -29,18 +29,21 @@ def test_every_candidate_divides_and_the_fastest_comes_first():
 
 
 def test_the_bytes_of_a_device_by_hand():
-    """Three arrays of float32 a parameter over 8; 3 of 6 layers' inputs, one cycle's work, 512 places' logits."""
+    """Four arrays of float32 a parameter over 8; 3 of 6 layers' inputs, one cycle's work, 512 places' logits."""
     mesh = {"data": 2, "fsdp": 4, "tensor": 2}
     tokens = 32 // 8 * 2048
     inner = (4096 + (8 + 2 * 4) * 128) / 2
     by_hand = (
-        3 * candidates.config_bytes(CONFIG) / 8
+        4 * candidates.config_bytes(CONFIG) / 8
         + tokens * 2 * (3 * 1024 / 2 + 2 * (2 * 1024 + 6 * 1024 / 2 + 3 * inner))
         + 2 * 4 * 4 * 512 * 1000 / 2
     )
     assert candidates.device_bytes(CONFIG, mesh, 32, 2048) == pytest.approx(by_hand)
     more = candidates.device_bytes(dataclasses.replace(CONFIG, remat="dots"), mesh, 32, 2048)
     assert more > by_hand
+    state = candidates.config_bytes(CONFIG) / 8  # a fifth array for four micro-batches, of a quarter of the rows each
+    parts = candidates.device_bytes(CONFIG, mesh, 128, 2048, micro_batches=4)
+    assert parts == pytest.approx(by_hand + state)
 
 
 def test_sums_over_tensor_and_pieces_that_are_padded_cost_time():

@@ -82,6 +82,8 @@ def test_between_slices_only_what_is_left_after_the_sum_within_them_is_sent():
     both = Collective("all-reduce", GB, (tuple(range(128)),))
     sent = 2 * GB * 127 / 128
     assert place.seconds(both) == pytest.approx(sent / (540 * GB) + sent / 64 / topology.DCN_BANDWIDTH)
+    halves = placed("tpu7x:2x2x1*2", {"data": 2, "fsdp": 8}, cores=2)  # two devices share what a chip has
+    assert halves.seconds(Collective("all-reduce", GB, ((0, 8),))) == pytest.approx(2 * GB / topology.DCN_BANDWIDTH)
 
 
 @pytest.mark.usefixtures("_real_blocks")

@@ -68,7 +68,7 @@ def test_one_process_alone_does_the_plain_thing(tmp_path):
     assert processes.first() and not processes.joined() and processes.share() == (0, 1)
     assert processes.of_first(lambda: {1: 2}) == {1: 2} and processes.of_all("x") == ["x"]
     assert processes.first_then_others(lambda: 3) == 3 and processes.see_the_same(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     processes.wait()
     processes.check_same({"a": 1})
 

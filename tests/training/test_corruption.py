@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt4jax.errors import UserError
+from gpt4jax.errors import MishapError, UserError
 from gpt4jax.parallel import mesh as meshes
 from gpt4jax.training import corruption
 from gpt4jax.training.state import TrainState
@@ -57,6 +57,16 @@ def check(held):
     return corruption.Check(growing, (shardings, NamedSharding(mesh, P())), mesh)
 
 
+def test_on_gpus_it_asks_for_steps_that_are_the_same_each_time(held, monkeypatch):
+    _, shardings, mesh = held
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    with pytest.raises(UserError, match="XLA_FLAGS=--xla_gpu_deterministic_ops=true"):
+        corruption.Check(growing, (shardings, NamedSharding(mesh, P())), mesh)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    corruption.Check(growing, (shardings, NamedSharding(mesh, P())), mesh)
+
+
 def test_sound_copies_and_steps_pass(held, check):
     with jax.enable_x64(True):
         check.copies(held[0])
@@ -75,7 +85,7 @@ def test_a_flipped_bit_is_found_and_its_device_named(held, check, leaf, bit, sai
     state, _, _ = held
     with jax.enable_x64(True):
         wrong = state._replace(params={**state.params, leaf: flipped(state.params[leaf], 5, 1, bit)})
-        with pytest.raises(UserError, match=rf"before step 7: {said}; the same command"):
+        with pytest.raises(MishapError, match=rf"before step 7: {said}; the same command"):
             check.copies(wrong)
 
 
@@ -105,7 +115,7 @@ def test_a_step_that_comes_out_different_is_replayed(held, check, monkeypatch):
         return sound(wrong if len(calls) == 1 else state, batch)
 
     monkeypatch.setattr(check, "_next", sometimes)
-    with jax.enable_x64(True), pytest.raises(UserError, match="came out the same 3 times") as found:
+    with jax.enable_x64(True), pytest.raises(MishapError, match="came out the same 3 times") as found:
         check.step(state, jnp.zeros(()))
     assert "step 7, computed 4 times" in str(found.value) and "no device fails the self-test" in str(found.value)
     assert "in what device 3 of process 0 hold" in str(found.value)
@@ -114,5 +124,5 @@ def test_a_step_that_comes_out_different_is_replayed(held, check, monkeypatch):
 
     monkeypatch.setattr(corruption, "self_test", lambda mesh: np.array([1, 1, 1, 1, 1, 1, 9, 1]))
     calls.clear()
-    with jax.enable_x64(True), pytest.raises(UserError, match="device 6 of process 0 fail the self-test"):
+    with jax.enable_x64(True), pytest.raises(MishapError, match="device 6 of process 0 fail the self-test"):
         check.step(state, jnp.zeros(()))
