@@ -43,12 +43,16 @@ def run(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subp
     return subprocess.run(command(job, *flags), env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def here(job: str, *flags: object, cache: pathlib.Path) -> subprocess.CompletedProcess:
-    """Runs a job to its end in this process, on its devices: what starts and imports cost is saved."""
+def here(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs a job to its end in this process, which shows it some of its devices: what a start costs is saved."""
+    import jax
+
     from gpt4jax import job as jobs
 
     argv, out, err = [job, *map(str, flags)], io.StringIO(), io.StringIO()
+    shown = jax.local_devices()[:devices]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(jax, "devices", return_value=shown))
         stack.enter_context(mock.patch.dict(os.environ, GPT4JAX_CACHE=str(cache), JAX_PLATFORMS="cpu"))
         stack.enter_context(mock.patch.object(sys, "argv", argv))
         stack.enter_context(contextlib.redirect_stdout(out))

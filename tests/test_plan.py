@@ -69,6 +69,17 @@ def test_a_plan_in_words_says_whether_it_fits_how_fast_it_is_and_what_bounds_it(
     assert "it fits" in plan.words(found | {"fits": True})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("eval.batch_size=3", "does not divide over"), ("data.seq_len=4096", "above model.max_seq_len")],
+)
+def test_a_plan_refuses_what_a_run_would(change, words, monkeypatch):
+    monkeypatch.setattr(topologies, "devices", lambda topology: jax.devices())
+    config = configuration.load("configs/quickstart.py", [change])
+    with pytest.raises(UserError, match=words):
+        plan.program(config, topologies.parse("v5e:2x4"))
+
+
 class _Slice:
     """As many devices as a topology has, and no libtpu."""
 

@@ -1,5 +1,6 @@
 """The model of a step's time, by hand arithmetic: links, tiles of attention, and what a schedule hides."""
 
+import dataclasses
 import itertools
 import math
 import types
@@ -10,6 +11,7 @@ import pytest
 from gpt4jax.model import parts, patterns
 from gpt4jax.model.config import Config
 from gpt4jax.model.kernels import tpu
+from gpt4jax.model.vision_config import VisionConfig
 from gpt4jax.parallel import cost, topology
 from gpt4jax.parallel.schedule import Collective, Compute, Done, Kernel, Loop, Start
 
@@ -105,6 +107,26 @@ def test_a_pattern_of_several_parts_has_tiles_for_each():
     areas = cost.tile_areas(Config(vocab_size=8, num_layers=2, embed_dim=512, mlp_dim=8, **shape), 4096)
     assert areas[8 * 9 // 2, 4096] == 512 * 512  # dense: blocks of 512, half of them and the diagonal
     assert len(areas) > 2 and all(area % 128**2 == 0 for area in areas.values())
+
+
+@pytest.mark.usefixtures("_real_blocks")
+def test_rows_with_images_have_tiles_of_the_decoder_the_vit_and_the_resampler():
+    """16 images of 64 patches, 16 latents each: the decoder's mask shows an image's tokens to each other, both ways."""
+    vision = VisionConfig(
+        frontend="resampler", image_token=7, patch_size=8, max_patches=64, num_layers=1, embed_dim=256, num_heads=4,
+        mlp_dim=8, resampler_layers=1, resampler_len=16,
+    )  # fmt: skip
+    shape = dict(num_heads=4, num_kv_heads=2, head_dim=128, max_seq_len=2048, vision=vision)
+    config = Config(vocab_size=8, num_layers=1, embed_dim=512, mlp_dim=8, **shape)
+    plain = cost.tile_areas(dataclasses.replace(config, vision=None), 2048)
+    areas = cost.tile_areas(config, 2048, 1024, 16)
+    assert plain == {(4 * 5 // 2, 2048): 512 * 512}
+    # Of a tile's queries the last may be in an image of at most 16 tokens that reaches into the next tile's keys.
+    assert areas == {
+        (4 * 5 // 2 + 3, 2048): 512 * 512,
+        (2 * 2, 1024): 512 * 512,  # patches
+        (1 * 3, 256): 256 * 512,  # latents ask patches and latents, 1280 of them in blocks of 512 or less
+    }
 
 
 def spent(schedule, place, areas, constants=PLAIN):
