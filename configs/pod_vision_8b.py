@@ -4,7 +4,8 @@
     python -m gpt4jax.plan --config configs/pod_vision_8b.py --topology v5p:4x4x4
 
 The data are yours: `interleaved:FILE.jsonl`, a TFDS set with `data.image_feature`, and texts, with "+" between them. A
-step has 256 rows of 4,096 tokens with up to 16 images each, every image 256 patches and 64 tokens.
+step has 256 rows of 4,096 tokens with up to 16 images each, every image 256 patches and 64 tokens. Planned, by the
+cost model, not measured: v5p:4x4x4 20.2 of 88.5 GiB, 3.3 s, 52% MFU (of the decoder's FLOPs).
 """
 
 from gpt4jax.config import default
