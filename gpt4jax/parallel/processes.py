@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gpt4jax import files
-from gpt4jax.errors import UserError
+from gpt4jax.errors import MishapError, UserError
 
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # as `parallel.launch` sets them
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -66,6 +66,7 @@ def join(options: Any, folder: files.Path, say: Callable[[str], None], environ: 
 
     Raises:
         UserError: variables that contradict each other.
+        MishapError: the others can't be reached.
     """
     where = _place(environ)
     if where is None:
@@ -85,7 +86,8 @@ def join(options: Any, folder: files.Path, say: Callable[[str], None], environ: 
     except (ValueError, RuntimeError) as error:
         if process is None and not _named(environ) and isinstance(error, ValueError):
             return  # chips of a host that belongs to no cluster
-        raise UserError(
+        kind = MishapError if isinstance(error, RuntimeError) else UserError  # another one was lost, say
+        raise kind(
             f"the environment says that this is one of several processes, but it cannot join them: {error}; "
             "JAX_NUM_PROCESSES=1 if it is alone (on Kubernetes JAX needs its extra: pip install 'jax[k8s]')"
         ) from error

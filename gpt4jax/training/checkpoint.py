@@ -112,8 +112,11 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # whatever the writer's thread met: OSError, ValueError, RuntimeError
-            kind = MishapError if files.in_store(self.folder) else UserError
-            raise kind(self._words(error)) from error
+            raise (MishapError if self._passes(error) else UserError)(self._words(error)) from error
+
+    def _passes(self, error: BaseException) -> bool:
+        """Whether it may not happen again: a store's mishap, or a process that was lost."""
+        return files.in_store(self.folder) or isinstance(error, TimeoutError | jax.errors.JaxRuntimeError)
 
     def _words(self, error: BaseException) -> str:
         last = self.latest()
@@ -124,7 +127,7 @@ class Checkpoints:
         """Where Orbax's processes wait for each other, one that has failed too: the others would wait 20 minutes."""
         error = sys.exception()  # Orbax's thread waits in a `finally`
         if error is not None and threading.current_thread() is not threading.main_thread():
-            processes.leave(job.FAILED if files.in_store(self.folder) else 2, lambda: self._words(error))
+            processes.leave(job.FAILED if self._passes(error) else 2, lambda: self._words(error))
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _seal(self) -> None:

@@ -350,6 +350,10 @@ class Bench:
             start.signal(signal.SIGKILL, victim)
         if not start.end(BOUND if lost and hit else DEADLINE):
             wrong.append(f"hang: {way} in {phase} did not end")
+        if lost and hit and 2 in start.status:
+            wrong.append(
+                f"a lost process ended others with status 2, which a launcher takes for final: {start.said[-600:]}"
+            )
         note["seconds"] = round(time.monotonic() - waited, 1)
         note["status"] = start.status
         if filler is not None:
