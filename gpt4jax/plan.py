@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpt4jax import config as configuration
@@ -110,8 +110,10 @@ def program(config, topology: Topology) -> Program:
         return Program(jitted.lower(state, rows), mesh, model_config, held)
 
 
-def plan(config, name: str) -> dict[str, Any]:
+def plan(config, name: str, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Whether the train step of `config` fits a chip of the topology `name`; what is in it: `words`, and DESIGN's keys.
+
+    `flags` are the compiler's, beside those of LIBTPU_INIT_ARGS.
 
     Raises:
         UserError: an unknown topology, a config that does not divide over it, or no libtpu.
@@ -123,7 +125,7 @@ def plan(config, name: str) -> dict[str, Any]:
     step = program(config, topology)
     began = time.monotonic()
     try:
-        memory, text = topologies.compiled(step.lowered, topology)
+        memory, text = topologies.compiled(step.lowered, topology, flags)
     except topologies.NoRoomError as error:
         total = error.temporaries + sum(step.held.values()) if error.temporaries else 0
         raise NoFitError(str(error), total) from error
@@ -159,8 +161,10 @@ def plan(config, name: str) -> dict[str, Any]:
 _OF_SPEED = ("step_seconds", "seconds_by_kind", "tokens_per_second", "mfu", "bound_by", "collective_bytes")
 
 
-def sweep(config, name: str, most: int) -> dict[str, Any]:
+def sweep(config, name: str, most: int, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The plan of the fastest variant that fits, of up to `most` that are compiled; `tried` has what each gave.
+
+    `flags` as in `plan`.
 
     Raises:
         UserError: as `plan` does, or no variant fits.
@@ -183,7 +187,7 @@ def sweep(config, name: str, most: int) -> dict[str, Any]:
         variant.model.remat, variant.batch_size = one.remat, one.batch_size
         job.say(" ".join(f"--config.{override}" for override in one.overrides()))
         try:
-            plans.append(plan(variant, name))
+            plans.append(plan(variant, name, flags))
         except UserError as error:
             job.say(f"  {str(error)[:200]}")
             tried.append({"overrides": one.overrides(), "fits": False})

@@ -98,7 +98,7 @@ def large(**changes):
     return config
 
 
-def plans(config, name):
+def plans(config, name, flags=None):
     """A stand-in for the compiler: slower with tensor, and small batches alone fit."""
     speed = 1e6 / config.mesh.tensor / (2 if config.model.remat == "full" else 1)
     kinds = {"parameters": 1, "total": 10**9 if config.batch_size <= 64 else 10**11}
@@ -112,7 +112,7 @@ def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(mo
     _Slice(monkeypatch, 16)
     asked = []
 
-    def one(config, name):
+    def one(config, name, flags):
         asked.append(config.to_dict())
         return plans(config, name)
 
@@ -158,7 +158,7 @@ def test_a_sweep_looks_at_the_config_itself_and_its_micro_batches(monkeypatch):
     _Slice(monkeypatch, 16)
     asked = []
 
-    def one(config, name):
+    def one(config, name, flags):
         asked.append(config.to_dict())
         return plans(config, name)
 
@@ -171,7 +171,7 @@ def test_a_sweep_looks_at_the_config_itself_and_its_micro_batches(monkeypatch):
     assert (first["mesh"]["data"], first["mesh"]["fsdp"], first["model"]["remat"]) == (2, 8, "none")
     assert first["batch_size"] == 64 and len(asked) == 3
     config.optimizer.micro_batches = 1
-    monkeypatch.setattr(plan, "plan", lambda config, name: plans(config, name) | dict(
+    monkeypatch.setattr(plan, "plan", lambda config, name, flags: plans(config, name) | dict(
         tokens_per_second=None, not_modelled="a kernel of its own"))  # fmt: skip
     with pytest.raises(UserError, match="no modelled time to compare: a kernel of its own"):
         plan.sweep(large(), "v5p:2x2x4", 3)
