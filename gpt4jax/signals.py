@@ -18,8 +18,8 @@ class StopRequest:
 
     Of several processes all must stop at the same step, whichever of them was signalled. There `together` decides: a
     function of a number that grows with each `poll`, which says whether all have agreed to stop there
-    (`multihost_utils.reached_preemption_sync_point`). It has JAX's own handler of SIGTERM beneath it, which one of
-    ours would silence; so Ctrl-C is passed on as SIGTERM.
+    (`multihost_utils.reached_preemption_sync_point`). It has JAX's own handler of SIGTERM beneath it
+    (`processes.notices`), which one of ours would silence; so Ctrl-C is passed on as SIGTERM.
     """
 
     def __init__(

@@ -111,7 +111,8 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
         )  # fmt: skip
         dog = stack.enter_context(contextlib.closing(processes.Watchdog(config.mesh.stall_seconds, _stalled)))
         together = processes.stop_together if processes.joined() else None
-        with jax.set_mesh(mesh), signals.StopRequest(together=together, on_poll=dog.beat) as stop:
+        requests = signals.StopRequest(together=together, on_poll=dog.beat)
+        with jax.set_mesh(mesh), processes.notices(), requests as stop:
             state = loop.run(state, evaluated, stop, workdir / "profile" if profile and processes.first() else None)
             with clock("save"):
                 checkpoints.wait()

@@ -4,16 +4,19 @@ All of them run the same program; what only one may do (write a file, say), the 
 processes must call say so. With one process each of them does the plain thing.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import glob
 import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -32,6 +35,7 @@ _LONGEST_WAIT = 24 * 3600  # seconds that the others wait while the first prepar
 @dataclasses.dataclass
 class _State:
     joined: bool = False
+    notice: Any = None  # what JAX does at SIGTERM
     waits: int = 0  # so far: each has a name of its own
 
 
@@ -95,6 +99,9 @@ def join(options: Any, folder: files.Path, say: Callable[[str], None], environ: 
         timer.cancel()
         roll.close()
     _state.joined = jax.process_count() > 1
+    if joined():  # JAX would only take note of it, and nobody asks before the first step
+        _state.notice = _at_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if first() and joined():
         say(f"{jax.process_count()} processes with {jax.local_device_count()} devices each")
 
@@ -249,6 +256,27 @@ def check_same(facts: Mapping[str, Any]) -> None:
         if differ:
             some = "; ".join(f"{key} {other.get(key)!r}, there {each[0].get(key)!r}" for key in sorted(differ)[:5])
             raise UserError(f"process {process} does not run what process 0 runs: here {some}")
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """In here SIGTERM to one of several is a notice for all, for which `stop_together` asks; elsewhere it ends that one."""
+    if not joined():
+        yield
+        return
+    _at_signal(signal.SIGTERM, _state.notice)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _at_signal(number: int, action: Any = None) -> Any:
+    """What is done at a signal, before it is what `action` says, if any: Python knows no handlers but its own."""
+    before = ctypes.create_string_buffer(1024)  # a struct sigaction, and room
+    if ctypes.CDLL(None, use_errno=True).sigaction(int(number), action, before):
+        raise OSError(ctypes.get_errno(), "sigaction")
+    return before
 
 
 def stop_together(poll: int) -> bool:
