@@ -260,7 +260,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def notices() -> Iterator[None]:
-    """In here SIGTERM to one of several is a notice for all, for which `stop_together` asks; elsewhere it ends that one."""
+    """In here SIGTERM to one is a notice for all, for which `stop_together` asks; elsewhere it ends that one."""
     if not joined():
         yield
         return
