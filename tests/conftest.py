@@ -34,6 +34,14 @@ tpu.MIN_BLOCK = 8
 tpu.MAX_BLOCK = gpu.MAX_BLOCK = 16
 cached.CACHE_BLOCK = 16  # caches too
 
+LONG = ("test_predict", "test_train", "test_notebooks", "test_pods", "test_files", "test_step", "test_export")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first: of two processes none is left alone with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 GPT = dict(
     vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=64, max_seq_len=32
 )

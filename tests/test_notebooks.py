@@ -78,7 +78,7 @@ def test_predictable_scaling(tmp_path, monkeypatch):
         '"configs" / "ladder_cpu.py"': '"tests" / "configs" / "tiny_ladder.py"',
         '"data.dataset=python_stdlib"': f'"data.dataset=folder:{corpus}"',
         '"eval.num_rows=512",': "",
-        '"ladder.max_compute=9e11",': '"ladder.levels=5", "ladder.target_seeds=1",',
+        '"ladder.max_compute=9e11",': '"ladder.levels=4", "ladder.target_seeds=1",',
         '"ladder.target_compute=1.2e13",': "",
     }
     text, pictures = execute("predictable_scaling", smaller, monkeypatch)
