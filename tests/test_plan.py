@@ -98,7 +98,7 @@ def large(**changes):
     return config
 
 
-def plans(config, name, flags=None):
+def plans(config, name):
     """A stand-in for the compiler: slower with tensor, and small batches alone fit."""
     speed = 1e6 / config.mesh.tensor / (2 if config.model.remat == "full" else 1)
     kinds = {"parameters": 1, "total": 10**9 if config.batch_size <= 64 else 10**11}
@@ -108,15 +108,21 @@ def plans(config, name, flags=None):
     }  # fmt: skip
 
 
-def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(monkeypatch):
-    _Slice(monkeypatch, 16)
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """The configs that a sweep has compiled, by the stand-in."""
+    found = []
 
     def one(config, name, flags):
-        asked.append(config.to_dict())
+        found.append(config.to_dict())
         return plans(config, name)
 
     monkeypatch.setattr(plan, "plan", one)
+    return found
+
+
+def test_a_sweep_compiles_no_more_than_it_may_and_names_the_fastest_that_fits(monkeypatch, asked):
+    _Slice(monkeypatch, 16)
     found = plan.sweep(large(), "v5p:2x2x4", 4)
     assert len(asked) == len(found["tried"]) == 4 and found["fits"]
     fitting = [one for one in found["tried"] if one["fits"]]
@@ -153,16 +159,9 @@ def test_the_nearest_is_not_the_step_that_was_found_too_large(monkeypatch):
     assert said.temporaries == pytest.approx(22.84 * 2**30)
 
 
-def test_a_sweep_looks_at_the_config_itself_and_its_micro_batches(monkeypatch):
+def test_a_sweep_looks_at_the_config_itself_and_its_micro_batches(monkeypatch, asked):
     """A step that fits in 16 micro-batches alone, under a remat policy that no other variant has."""
     _Slice(monkeypatch, 16)
-    asked = []
-
-    def one(config, name, flags):
-        asked.append(config.to_dict())
-        return plans(config, name)
-
-    monkeypatch.setattr(plan, "plan", one)
     config = large(remat="none")
     config.optimizer.micro_batches = 4
     config.mesh.update(data=2, fsdp=8)
