@@ -26,6 +26,8 @@ def test_every_candidate_divides_and_the_fastest_comes_first():
         assert 4 % mesh["tensor"] == 0 and 1024 % mesh["fsdp"] == 0
     assert {one.remat for one in found} == {"full", "dots"}
     assert {dict(one.mesh)["tensor"] for one in found} == {1, 2, 4}
+    for one in candidates.candidates(CONFIG, 256, 2048, where, 128, micro_batches=4):
+        assert one.batch_size // 4 % (dict(one.mesh)["data"] * dict(one.mesh)["fsdp"]) == 0
 
 
 def test_the_bytes_of_a_device_by_hand():
