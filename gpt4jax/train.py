@@ -6,14 +6,12 @@ runs on each, and DIR is a folder that all of them see, such as gs://BUCKET/NAME
 """
 
 import argparse
-import contextlib
-import faulthandler
 import time
 from collections.abc import Sequence
 from functools import partial
 
 from gpt4jax import config as configuration
-from gpt4jax import files, job, signals
+from gpt4jax import files, job
 from gpt4jax.errors import UserError
 
 
@@ -37,11 +35,10 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
 
     from gpt4jax.model import flops, parameters
     from gpt4jax.parallel import partition, processes
-    from gpt4jax.training import checkpoint, corruption, goodput, init_from, metrics, objective, optimizer, report
+    from gpt4jax.training import corruption, goodput, init_from, objective, optimizer, report
+    from gpt4jax.training import run as runs
     from gpt4jax.training import state as states
     from gpt4jax.training import workdir as workdirs
-    from gpt4jax.training.log import TrainLog
-    from gpt4jax.training.loop import Loop, Watch, evaluations
 
     workdir = files.absolute(files.user_path(workdir))
     clock = goodput.Clock(began)
@@ -66,69 +63,31 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
     chosen = objective.of(config, model_config, cache_dir, say, start.tokenizer)
     processes.of_first(lambda: workdirs.record(workdir, config, chosen.facts, chosen.tokenizer))
 
-    # --- Programs. The state is donated: a step updates it in place.
+    # --- The run. The state is donated: a step updates it in place.
     shardings = states.state_shardings(model_config, tx, mesh)
     step, rows = chosen.step(tx, optimizer.schedule(config.optimizer, config.num_steps)), partition.batch_sharding(mesh)
     train_step = jax.jit(
         step, in_shardings=(shardings, rows), out_shardings=(shardings, partition.replicated(mesh)), donate_argnums=0
     )
-    check = corruption.Check(step, (shardings, rows), mesh) if config.mesh.verify_every_steps else None
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        states.abstract_state(model_config, tx, config.batch_size), shardings,
+    program = runs.Program(
+        chosen.rows, chosen.batch_of, train_step, chosen.evaluation(mesh, shardings),
+        states.laid_out(states.abstract_state(model_config, tx, config.batch_size), shardings),
+        partial(_first_state, config, model_config, tx, shardings, start),
+        flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
+        peak_flops=flops.peak_flops(jax.devices()[0].device_kind),
+        check=corruption.Check(step, (shardings, rows), mesh) if config.mesh.verify_every_steps else None,
     )  # fmt: skip
-    say(report.held(abstract, shardings))
-
-    with contextlib.ExitStack() as stack:  # whatever happens, a save that has begun is finished
-        # --- State: restored in the order that checkpoint.py writes down, or from weights, or drawn from the seed.
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config.checkpoint.keep)))
-        with clock("restore"):
-            state = checkpoints.restore(abstract, say)
-        if state is None:
-            state = _first_state(config, model_config, tx, shardings, start)
-        first_step = int(state.step)
-        if first_step:
-            say(f"resumed at step {first_step}")
-        evaluated = processes.of_first(lambda: evaluations(metrics.rewind(workdir, first_step)))
-
-        # --- Steps.
-        writer: metrics.MetricWriter | metrics.Silent = metrics.Silent()
-        progress: metrics.Progress | metrics.Silent = metrics.Silent()
-        journal = None
-        if processes.first():
-            writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(workdir, first_step)))
-            progress = stack.enter_context(contextlib.closing(metrics.Progress(config.num_steps, first_step)))
-            journal = stack.enter_context(contextlib.closing(goodput.Journal(clock, workdir, first_step)))
-        log = TrainLog(
-            writer, progress, every=config.eval.log_every_steps,
-            flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
-            peak_flops=flops.peak_flops(jax.devices()[0].device_kind), last_saved=checkpoints.last_saved,
-        )  # fmt: skip
-        measure = chosen.evaluation(mesh, shardings)
-        loop = Loop(
-            config, mesh, chosen.rows, chosen.batch_of, train_step, measure, checkpoints, log, writer, progress,
-            Watch(clock, journal, check),
-        )  # fmt: skip
-        dog = stack.enter_context(contextlib.closing(processes.Watchdog(config.mesh.stall_seconds, _stalled)))
-        together = processes.stop_together if processes.joined() else None
-        requests = signals.StopRequest(together=together, on_poll=dog.beat)
-        with jax.set_mesh(mesh), processes.notices(), requests as stop:
-            state = loop.run(state, evaluated, stop, workdir / "profile" if profile and processes.first() else None)
-            with clock("save"):
-                checkpoints.wait()
-        clock.switch("step")
-        if journal is not None:
-            journal.line(int(state.step))
+    ended = runs.run(config, mesh, workdir, program, clock, profile=profile)
+    if ended.stopped is not None:
+        return ended.stopped
 
     # --- The end: a short sample and a summary.
-    if stop.received is not None and not loop.finished:
-        say(f"{stop.received.name}: saved step {int(state.step)} of {config.num_steps}; the same command resumes")
-        processes.wait()
-        return signals.INTERRUPTED if stop.received.name == "SIGINT" else signals.TERMINATED
-    sample = report.sample(model_config, state.params, chosen.tokenizer, config, say)
+    sample = report.sample(model_config, ended.state.params, chosen.tokenizer, config, say)
     if processes.first():
         seconds = time.monotonic() - began
-        summary = report.summary(config, parameters.count(model_config)["total"], loop, log, seconds, workdir)
+        summary = report.summary(
+            config, parameters.count(model_config)["total"], ended.loop, ended.log, seconds, workdir
+        )
         print(sample, summary, sep="\n" if sample else "", flush=True)
     processes.wait()  # for the sample: at the exit they would not wait long enough
     return 0
@@ -171,17 +130,6 @@ def _first_state(config, model_config, tx, shardings, start):
         return jax.jit(begin, out_shardings=shardings)()
     begin = partial(states.started_from, config=model_config, optimizer=tx, rows=config.batch_size)
     return jax.jit(begin, out_shardings=shardings, donate_argnums=0)(start.place(shardings.params))
-
-
-def _stalled() -> None:
-    """Ends a run in which nothing happens any more."""
-    from gpt4jax.parallel import processes
-
-    def words() -> str:
-        faulthandler.dump_traceback(all_threads=True)
-        return "no step and no batch of an evaluation for mesh.stall_seconds; where each thread stands is above"
-
-    processes.leave(job.FAILED, words)
 
 
 if __name__ == "__main__":

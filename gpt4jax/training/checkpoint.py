@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,8 +31,8 @@ from gpt4jax import files, job, model
 from gpt4jax.errors import MishapError, UserError
 from gpt4jax.model.parameters import Params
 from gpt4jax.parallel import processes
-from gpt4jax.training.state import TrainState
 
+State = TypeVar("State", bound=Any)  # a NamedTuple with `step` and `params`, such as `state.TrainState`
 MANIFEST = "manifest.json"
 _COMPLETE = "commit_success.txt"
 _NOT_SEALED = (MANIFEST, "_CHECKPOINT_METADATA", _COMPLETE)  # Orbax writes these after the seal
@@ -59,7 +59,7 @@ class Checkpoints:
         """The newest step that was saved completely."""
         return max(saved_steps(self.workdir), default=None)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: Any) -> None:
         """Starts to write the state; training may go on. Waits for the previous save, and raises what it met.
 
         Raises:
@@ -136,7 +136,7 @@ class Checkpoints:
             digests = files.checksums(folder, names)
             files.replace(folder / MANIFEST, json.dumps(dict(zip(names, digests, strict=True)), indent=1))
 
-    def restore(self, abstract: TrainState, say: Callable[[str], None]) -> TrainState | None:
+    def restore(self, abstract: State, say: Callable[[str], None]) -> State | None:
         """The newest sound state, laid out as `abstract` (shapes with shardings) is; None if nothing was saved.
 
         All processes must call this.
@@ -152,7 +152,7 @@ class Checkpoints:
                 args = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
                 items = self._manager.restore(step, args=ocp.args.Composite(**args))
                 self.restored = True
-                return TrainState(params=items["params"], **items["rest"])
+                return type(abstract)(params=items["params"], **items["rest"])
             aside = processes.of_first(partial(self._set_aside, step))
             self._manager.reload()
             say(f"the checkpoint of step {step} is damaged ({reason}): moved to {aside}")
@@ -177,7 +177,7 @@ class Checkpoints:
         self._in_words(self._manager.close)
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def _rest(state: Any) -> dict[str, Any]:
     """All but the parameters; without an entry for a memory where there is none."""
     return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}
 

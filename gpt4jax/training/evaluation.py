@@ -69,14 +69,20 @@ def _batches(config, mesh, rows) -> Iterator[dict[str, jax.Array]]:
 
 def words(found: Mapping[str, float]) -> str:
     """An evaluation in a few words for the person at the terminal."""
-    told = [f"held-out {found['eval/heldout/loss']:.4f} nats/token"]
-    if "eval/heldout/bits_per_byte" in found:
-        told.append(f"{found['eval/heldout/bits_per_byte']:.4f} bits/byte")
+    told = []
     for name, value in found.items():
-        if name.endswith("/accuracy") or "/top_" in name:
+        if name == "eval/heldout/loss":
+            told.append(f"held-out {value:.4f} nats/token")
+        elif name == "eval/heldout/bits_per_byte":
+            told.append(f"{value:.4f} bits/byte")
+        elif name.endswith("/accuracy") or "/top_" in name or name.startswith("eval/align/"):
             blind = found.get(f"{name}_blind")
-            told.append(
-                f"{name.removeprefix('eval/').removesuffix('/accuracy')} {value:.3f}"
-                + (f" (blind {blind:.3f})" if blind is not None else "")
-            )
+            told.append(f"{word(name)} {value:.3f}" + (f" (blind {blind:.3f})" if blind is not None else ""))
     return ", ".join(told)
+
+
+def word(name: str) -> str:
+    """A measure's name as a person reads it."""
+    if name == "eval/heldout/loss":
+        return "held-out loss"
+    return name.removeprefix("eval/").removeprefix("align/").removesuffix("/accuracy").replace("_", " ")

@@ -86,6 +86,7 @@ class TrainLog:
             **({"train/bits_per_byte": bits_per_byte(self._nll, self._bytes)} if self._bytes else {}),
             "learning/grad_norm": scalars["grad_norm"],
             "learning/learning_rate": scalars["learning_rate"],
+            **{name: value for name, value in scalars.items() if "/" in name},
         }
         facts = f"loss {scalars['loss']:.4f}"
         if self._window_start is not None:

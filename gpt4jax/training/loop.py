@@ -22,18 +22,36 @@ class Watch(NamedTuple):
     check: corruption.Check | None = None
 
 
+class Compiled:
+    """A jitted step: the first one compiles it, and says what that found out."""
+
+    def __init__(self, step, clock: goodput.Clock, say: Callable[[str], None]):
+        self._step, self._clock, self._say = step, clock, say
+        self._compiled: jax.stages.Compiled | None = None
+
+    def __call__(self, state, *arguments):
+        """The step."""
+        if self._compiled is None:
+            with self._clock("compile"):
+                self._compiled = self._step.lower(state, *arguments).compile()
+            memory = self._compiled.memory_analysis()
+            if memory is not None:
+                self._say(f"activations and gradients: {memory.temp_size_in_bytes / 2**20:,.1f} MiB a device")
+        return self._compiled(state, *arguments)
+
+
 class Loop:
     """The steps of a run with its evaluations and saves, and what stops it."""
 
     def __init__(
-        self, config, mesh, rows, batch_of, train_step, evaluation_of, checkpoints, log, writer, progress, watch: Watch
+        self, config, mesh, rows, batch_of, step, frozen, evaluation_of, checkpoints, log, writer, progress,
+        watch: Watch,
     ):  # fmt: skip
         self.config, self.mesh, self.rows, self.batch_of = config, mesh, rows, batch_of
-        self.train_step, self.evaluation_of = train_step, evaluation_of
+        self.step, self.frozen, self.evaluation_of = step, frozen, evaluation_of
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
         self.clock, self.journal, self.check = watch
         self.finished = False
-        self._compiled: jax.stages.Compiled | None = None
         self.evaluation: dict[str, float] = {}  # the newest
 
     def run(self, state, evaluated, stop, profile_dir):
@@ -69,7 +87,7 @@ class Loop:
             if self.check is not None and step % config.mesh.verify_every_steps == 0:
                 self.verify(self.check, state, self.batch_of(batch))
             tracer.before(step)
-            state, scalars = self._program(state, self.batch_of(batch))
+            state, scalars = self.step(state, self.batch_of(batch), *self.frozen)
             tracer.after(step, scalars)
             self.log.push(step + 1, scalars, waited)
             self.checkpoints.check()  # rather now than at the next save, hours of training later
@@ -79,16 +97,6 @@ class Loop:
         self.log.flush(end=True)
         self.finished = step == config.num_steps and (stop.received is None or bool(self.evaluation))
         return state
-
-    def _program(self, state, batch):
-        """A step; the first one compiles it, and says what that found out."""
-        if self._compiled is None:
-            with self.clock("compile"):
-                self._compiled = self.train_step.lower(state, batch).compile()
-            memory = self._compiled.memory_analysis()
-            if memory is not None:
-                self.progress.say(f"activations and gradients: {memory.temp_size_in_bytes / 2**20:,.1f} MiB a device")
-        return self._compiled(state, batch)
 
     def verify(self, check, state, batch):
         """Compares copies of the state, and the step that follows with itself."""
@@ -122,8 +130,9 @@ class Loop:
             found = self.evaluation_of(params, stop)
         if found is None:
             return
-        if not math.isfinite(found["eval/heldout/loss"]):
-            self.log.not_finite(step, f"held-out loss {found['eval/heldout/loss']}")
+        for name, value in found.items():
+            if not math.isfinite(value):
+                self.log.not_finite(step, f"{evaluation.word(name)} {value}")
         self.evaluation = found
         self.writer.write(step, found)
         self.progress.say(f"step {step}: {evaluation.words(found)}")
@@ -131,7 +140,7 @@ class Loop:
 
 def evaluations(lines: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """Those of the lines of metrics.jsonl that are of evaluations."""
-    return [line for line in lines if "eval/heldout/loss" in line]
+    return [line for line in lines if any(name.startswith("eval/") for name in line)]
 
 
 @jax.jit

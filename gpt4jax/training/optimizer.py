@@ -39,28 +39,43 @@ def schedule(options: Any, num_steps: int) -> optax.Schedule:
 
 
 def adamw(options: Any, config: Config, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019) that decays matrices and embeddings only.
+    """AdamW of a decoder's parameters: matrices and embeddings decay.
 
-    The learning rate of the first step is the schedule's at 1, so that no step is wasted on a rate of 0. Under muP
-    each parameter has its own factors of the learning rate and of eps (`gpt4jax.model.mup`); the decay has none.
+    Under muP each parameter has its own factors of the learning rate and of eps (`gpt4jax.model.mup`); the decay has
+    none.
+    """
+    return adamw_of(
+        options, num_steps, decay=tree(config, lambda row: row.decay),
+        eps=tree(config, lambda row: row.eps), rates=tree(config, lambda row: row.learning_rate),
+    )  # fmt: skip
+
+
+def adamw_of(
+    options: Any, num_steps: int, *, decay: Any, eps: Any = (), rates: Any = ()
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW (Loshchilov and Hutter 2019), of parameters in any tree.
+
+    The learning rate of the first step is the schedule's at 1, so that no step is wasted on a rate of 0.
+
+    Args:
+        options: the config group `optimizer`.
+        num_steps: of the run.
+        decay: a tree in the parameters' structure: whether each decays.
+        eps, rates: of its factors of eps and of the learning rate; empty: all 1.
     """
     rate = schedule(options, num_steps)
-    decay_mask = tree(config, lambda row: row.decay)
-    # Adam of g / e with eps is Adam of g with eps e.
-    eps = _scale_by(tree(config, lambda row: 1 / row.eps))
-    learning_rate = _scale_by(tree(config, lambda row: row.learning_rate))
 
     def covered(params):
-        if jax.tree.map(lambda _: 0, params) != jax.tree.map(lambda _: 0, decay_mask):
-            raise ValueError("the weight-decay mask does not cover exactly the parameters of the table")
-        return decay_mask
+        if jax.tree.map(lambda _: 0, params) != jax.tree.map(lambda _: 0, decay):
+            raise ValueError("the weight-decay mask does not cover exactly the parameters")
+        return decay
 
     clip = [optax.clip_by_global_norm(options.grad_clip_norm)] if options.grad_clip_norm else []
     return optax.chain(
         *clip,
-        *eps,
+        *_scale_by(jax.tree.map(lambda factor: 1 / factor, eps)),  # Adam of g / e with eps is Adam of g with eps e
         optax.scale_by_adam(b1=options.beta1, b2=options.beta2, eps=options.eps),
-        *learning_rate,
+        *_scale_by(rates),
         optax.add_decayed_weights(options.weight_decay, mask=covered),
         optax.scale_by_learning_rate(lambda step: rate(step + 1)),
     )

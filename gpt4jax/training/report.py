@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,6 @@ from gpt4jax.parallel import partition, processes
 from gpt4jax.training.evaluation import words
 from gpt4jax.training.loop import Loop
 from gpt4jax.training.metrics import duration, peak_memory_bytes
-from gpt4jax.training.state import TrainState
 
 
 def describe(model_config, mesh, config) -> str:
@@ -35,14 +35,15 @@ def describe(model_config, mesh, config) -> str:
     )
 
 
-def held(abstract_state: TrainState, shardings: TrainState) -> str:
-    """What of the state a device holds."""
-    mebibytes = {
-        name: partition.bytes_per_device(getattr(abstract_state, name), getattr(shardings, name)) / 2**20
-        for name in ("params", "moments", "memory")
-    }
-    names = {"params": "parameters", "moments": "optimizer", "memory": "memory"}
-    return "a device holds, MiB: " + ", ".join(f"{names[name]} {size:,.1f}" for name, size in mebibytes.items() if size)
+def held(abstract_state: Any) -> str:
+    """What of the state a device holds; its leaves have shardings."""
+    names = {"params": "parameters", "moments": "optimizer", "memory": "memory", "average": "average"}
+    told = []
+    for name, value in abstract_state._asdict().items():
+        size = partition.bytes_per_device(value, jax.tree.map(lambda leaf: leaf.sharding, value)) / 2**20
+        if name in names and size:
+            told.append(f"{names[name]} {size:,.1f}")
+    return f"a device holds, MiB: {', '.join(told)}"
 
 
 def sample(model_config, params, tokenizer, config, say: Callable[[str], None]) -> str:

@@ -47,19 +47,29 @@ def abstract_state(config: model.Config, optimizer: optax.GradientTransformation
     return jax.eval_shape(lambda: new_state(config, optimizer, 0, rows))
 
 
+def laid_out(abstract: Any, shardings: Any) -> Any:
+    """Shapes and types with the shardings of a tree of the same structure."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+
+
+def moment_shardings(optimizer: optax.GradientTransformation, abstract: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of the moments of parameters with such shapes and shardings: a moment lies like its parameter."""
+    everywhere = partition.replicated(mesh)
+    return optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, abstract), shardings,
+        transform_non_params=lambda _: everywhere,
+    )  # fmt: skip
+
+
 def state_shardings(config: model.Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """A TrainState of shardings, one for every leaf: a moment lies like its parameter, counters are on every device.
 
     A memory lies as the rows do.
     """
     shardings = partition.param_shardings(config, mesh)
-    everywhere = partition.replicated(mesh)
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(lambda: optimizer.init(model.init(config, jax.random.key(0)))),
-        shardings,
-        transform_non_params=lambda _: everywhere,
-    )
+    abstract = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    moments = moment_shardings(optimizer, abstract, shardings, mesh)
     memory = partition.memory_sharding(mesh) if config.memory_len else None
-    return TrainState(everywhere, shardings, moments, memory)  # type: ignore[arg-type]
+    return TrainState(partition.replicated(mesh), shardings, moments, memory)  # type: ignore[arg-type]

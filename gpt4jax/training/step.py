@@ -58,11 +58,11 @@ class Totals(NamedTuple):
 
 
 def is_target(config: model.Config, batch: Batch) -> jax.Array:
-    """Which places have a target that counts, (B, T): text, and no padding.
+    """Which places have a target that counts, (B, T): text, and no padding; a target of -1 is not asked for.
 
     An image's patches are no text, nor are the tokens before and after them, whose ids lie beside the patches' id.
     """
-    real_bt = batch.segment_ids_bt > 0
+    real_bt = (batch.segment_ids_bt > 0) & (batch.targets_bt >= 0)
     if config.vision is None:
         return real_bt
     return real_bt & (jnp.abs(batch.targets_bt - config.vision.image_token) > 1)
