@@ -95,7 +95,8 @@ def default() -> ml_collections.ConfigDict:
     # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "named_tasks:MEGABYTES",
     # "folder:PATH", "jsonl:PATH", or
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
-    d.tokenizer = "bpe:4096"  # or "bytes", "gpt2", "cl100k_base", "weights": that of init_from
+    # Or "bytes", "characters:abc" (a language of these), "gpt2", "cl100k_base", "weights" (that of init_from)
+    d.tokenizer = "bpe:4096"
     d.seq_len = 256  # tokens in a row
     d.row_patches = 0  # with images: patches in a row; 0: as many as tokens
     d.row_images = 0  # ... and images in a row; 0: one for every 32 tokens
@@ -150,9 +151,10 @@ def default() -> ml_collections.ConfigDict:
     return c.lock()
 
 
-def load(
-    path: str, overrides: Iterable[str] = (), start: Callable[[], ml_collections.ConfigDict] | None = None
-) -> ml_collections.ConfigDict:
+Start = Callable[[], ml_collections.ConfigDict]
+
+
+def load(path: str, overrides: Iterable[str] = (), start: Start | None = None) -> ml_collections.ConfigDict:
     """The config of a file's `get_config()` with `KEY=VALUE` overrides (dotted keys), locked.
 
     `start` gives the keys that it must have: `default`, or that of a job which has more.
@@ -313,32 +315,42 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(path: files.Path) -> ml_collections.ConfigDict:
-    """The config of a run from its `config.json`.
+def from_json(path: files.Path, start: Start | None = None) -> ml_collections.ConfigDict:
+    """The config of a run from its `config.json`; `start` as in `load`.
 
     Raises:
         UserError: not a config of this version.
     """
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()), start)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config of this version of gpt4jax: {error}") from error
 
 
-def from_dict(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config whose `to_dict` or JSON this is, locked.
+def from_dict(fields: Mapping[str, Any], start: Start | None = None) -> ml_collections.ConfigDict:
+    """The config whose `to_dict` or JSON this is, locked; `start` as in `load`.
 
     Raises:
         ValueError, AttributeError, KeyError, TypeError: it is none of this version.
     """
-    config = default().unlock()
+    config, known = (start or default)().unlock(), (start or default)()
     with config.ignore_type():
         config.update(fields)
-    config.model.attention, config.eval.prompts = tuple(config.model.attention), tuple(config.eval.prompts)
-    strange = set(_keys(config)) - set(_keys(default()))
+    strange = set(_keys(config)) - set(_keys(known))
     if strange:
         raise KeyError(f"unknown key {sorted(strange)[0]}")
+    _as_tuples(config, known)
     return config.lock()
+
+
+def _as_tuples(config: ml_collections.ConfigDict, known: ml_collections.ConfigDict) -> None:
+    """Makes tuples of what JSON has as lists, where `known` has tuples."""
+    for name, value in known.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _as_tuples(config[name], value)
+        elif isinstance(value, tuple):
+            with config.ignore_type():
+                config[name] = tuple(config[name])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Iterable[str]) -> list[str]:

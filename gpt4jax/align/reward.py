@@ -32,16 +32,25 @@ def better(ranks_pk: jax.Array) -> jax.Array:
     return (ranks_pk[:, :, None] < ranks_pk[:, None, :]) & here_pk[:, :, None] & here_pk[:, None, :]
 
 
-def pairwise_loss(scores_pk: jax.Array, ranks_pk: jax.Array) -> jax.Array:
-    """-E[log sigmoid(better - worse)]: over all pairs of a prompt, then over the prompts that have any.
-
-    So a prompt is one element of a batch, however many responses it has, and a response is read once (equation 1).
-    """
+def prompt_losses(scores_pk: jax.Array, ranks_pk: jax.Array) -> jax.Array:
+    """-E[log sigmoid(better - worse)] over all pairs of each prompt, (P,); 0 for one that has none."""
     pairs_pkk = better(ranks_pk)
     apart_pkk = scores_pk[:, :, None] - scores_pk[:, None, :]
     loss_p = jnp.sum(jnp.where(pairs_pkk, jax.nn.softplus(-apart_pkk), 0), axis=(1, 2))
-    count_p = jnp.sum(pairs_pkk, axis=(1, 2))
-    return jnp.sum(loss_p / jnp.maximum(count_p, 1)) / jnp.maximum(jnp.sum(count_p > 0), 1)
+    return loss_p / jnp.maximum(jnp.sum(pairs_pkk, axis=(1, 2)), 1)
+
+
+def has_pairs(ranks_pk: jax.Array) -> jax.Array:
+    """Which prompts have a pair, (P,)."""
+    return jnp.any(better(ranks_pk), axis=(1, 2))
+
+
+def pairwise_loss(scores_pk: jax.Array, ranks_pk: jax.Array) -> jax.Array:
+    """The mean of `prompt_losses` over the prompts that have any pair.
+
+    So a prompt is one element of a batch, however many responses it has, and a response is read once (equation 1).
+    """
+    return jnp.sum(prompt_losses(scores_pk, ranks_pk)) / jnp.maximum(jnp.sum(has_pairs(ranks_pk)), 1)
 
 
 def right_pairs(scores_pk: jax.Array, ranks_pk: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -119,6 +119,8 @@ def get(name: str, cache_dir: files.Path, train: Callable[[], Iterable[str]], co
     kind, _, size = name.partition(":")
     if name == "bytes":
         return from_bytes()
+    if kind == "characters" and size:
+        return from_characters(size)
     if name == "gpt2":
         return _gpt2(files.on_disk(cache_dir))
     if name == "cl100k_base":
@@ -129,7 +131,8 @@ def get(name: str, cache_dir: files.Path, train: Callable[[], Iterable[str]], co
             train_bpe(train(), int(size), path)
         return load_bpe(path)
     raise UserError(
-        f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), gpt2, cl100k_base or weights"
+        f"data.tokenizer {name!r} does not exist; it must be bytes, characters:THOSE, bpe:SIZE (SIZE > 256), "
+        "gpt2, cl100k_base or weights"
     )
 
 
@@ -179,6 +182,29 @@ def from_bytes() -> Tokenizer:
 
     json = partial(tokenizer_json.of_ranks, {piece: i for i, piece in enumerate(pieces[:256])}, 256, None)
     return _own("bytes", pieces, 256, encode_batch, _short("bytes"), json)
+
+
+def from_characters(characters: str) -> Tokenizer:
+    """The characters of a small language, their ids in the order given, and the end of text; no other text can be read.
+
+    Raises:
+        UserError: one that is there twice, or is no ASCII.
+    """
+    if len(set(characters)) < len(characters) or not characters.isascii():
+        raise UserError(f"data.tokenizer characters:{characters}: each must be ASCII, and there once")
+    id_of = {character: i for i, character in enumerate(characters)}
+
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            if strange := set(text) - id_of.keys():
+                raise UserError(f"{min(strange)!r} is none of the characters {characters!r} that this tokenizer has")
+        return [[id_of[character] for character in text] for text in texts]
+
+    ranks = {character.encode(): i for character, i in id_of.items()}
+    json = partial(tokenizer_json.of_ranks, ranks, len(characters), None)
+    pieces = (*ranks, b"")
+    name = f"characters:{characters}"
+    return _own(name, pieces, len(characters), encode_batch, _short(name), json)
 
 
 def with_images(tokenizer: Tokenizer) -> Tokenizer:

@@ -197,6 +197,20 @@ class Engine:
             scores[i] = one.logprob, one.greedy
         return scores
 
+    def update(self, params: Params) -> None:
+        """Goes on with other parameters of the same decoder; what is kept of prompts is forgotten.
+
+        Raises:
+            ValueError: requests are running, or a draft model guesses for this one.
+        """
+        if self._waiting or any(slot is not None for slot in self._slots):
+            raise ValueError("requests are running: an answer is by one set of parameters")
+        if isinstance(self._pool, SpeculativePool):
+            raise ValueError("a draft model guesses for this engine's: its parameters stay as they are")
+        self._pool.update(params)
+        self._tokens_scored, self._reader = self.tokens_scored, None
+        self._prefixes = PrefixCache(self._prefixes.size, self._prefixes.max_bytes)
+
     def warm_up(self) -> None:
         """Compiles every program there is, so that no request waits for one."""
         size = min(_SHORTEST, self._chunk)

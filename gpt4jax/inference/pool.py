@@ -56,7 +56,7 @@ class Pool:
         weights: str = "",
         consume: bool = False,
     ):
-        self.config, self.vocab_size, self.mesh = config, vocab_size, mesh
+        self.config, self.vocab_size, self.mesh, self._weights = config, vocab_size, mesh, weights
         self.parts = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in axes.RULES["act_batch"]]))
         self.rows = rows * self.parts
         with self.on_mesh():
@@ -65,6 +65,11 @@ class Pool:
             empty = lambda: model.init_cache(config, self.rows, length, append=append).cache  # noqa: E731
             self.cache = jax.jit(empty, out_shardings=cache)()
             self._seen_bv = jax.jit(lambda: jnp.zeros((self.rows, config.vocab_size), bool), out_shardings=seen)()
+
+    def update(self, params: Params) -> None:
+        """Takes other parameters, which lie on the mesh or on one device as the first ones did."""
+        with self.on_mesh():
+            self.params = prepare(self.config, params, weights=self._weights, mesh=self.mesh)
 
     def part(self, row: int) -> int:
         """Which part of the cache a row belongs to."""

@@ -4,7 +4,7 @@ Training stacks each parameter over the layers, so that a scan can run through t
 weight for each token and does little else; a slice of a stacked array would be copied before it is read.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -60,6 +60,7 @@ def _is_matrix(row: Parameter) -> bool:
     return row.matmul or row.name == "token_vd"
 
 
+@cache
 def _layout(row: Parameter, weights: str, dtype: jnp.dtype, shardings: Any):
     """The jitted function from a parameter, and the number of a layer where it is stacked, to what decoding takes."""
 

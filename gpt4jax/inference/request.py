@@ -98,6 +98,7 @@ class Event(NamedTuple):
     top_logprobs: tuple[tuple[int, float], ...] = ()
     text: str = ""  # what became certain: characters and stop texts may take more tokens to be
     finish: str = ""  # "stop" or "length" on the last event
+    end: int | None = None  # of an event that ended with one: the id that did
 
 
 class Result(NamedTuple):
@@ -110,3 +111,4 @@ class Result(NamedTuple):
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
     prompt_logprobs: np.ndarray  # of prompt[score_from:]
     prompt_greedy: np.ndarray  # whether each of those is the likeliest token at its place
+    end: int | None = None  # the id that ended it, if one did

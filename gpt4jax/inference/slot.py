@@ -95,7 +95,7 @@ class Slot:
         if math.isnan(logprob):
             raise UserError("the model gives no number for a token's probability: its weights are damaged")
         if token in self._stop_ids:
-            return Event(self.number, text=self._text.end() if self._text else "", finish="stop")
+            return Event(self.number, text=self._text.end() if self._text else "", finish="stop", end=token)
         text = self._text.feed(token) if self._text else ""
         last = self.drawn == self.request.max_tokens
         if self._text and last:
@@ -115,4 +115,5 @@ class Slot:
             top_logprobs=tuple(event.top_logprobs for event in told),
             prompt_logprobs=self._scores[0][from_:],
             prompt_greedy=self._scores[1][from_:],
+            end=next((event.end for event in events if event.end is not None), None),
         )

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "norm": (),
+    "rank": (),  # of low-rank adapters
     "act_batch": ("data", "fsdp"),
     "act_len": ("context",),
     # Between attention and MLP nothing mixes tokens: norms and sums are shared out over tensor too, and so is what a

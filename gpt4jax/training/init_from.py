@@ -13,18 +13,8 @@ from gpt4jax.training import checkpoint
 from gpt4jax.weights import layout
 
 # How a decoder is computed or trained, not which function of its parameters it is.
-_FREE = (
-    "attention_lowering",
-    "context_method",
-    "memory_len",
-    "dropout",
-    "init_std",
-    "layers",
-    "remat",
-    "loss_chunk_len",
-    "dtype",
-    "param_dtype",
-)
+_COMPUTED = ("attention_lowering", "context_method", "layers", "remat", "loss_chunk_len", "dtype", "param_dtype")
+_FREE = (*_COMPUTED, "memory_len", "dropout", "init_std")
 
 _POSITIONS = (
     "rope_theta", "rope_scaling", "rope_factor", "rope_original_max_len", "rope_low_freq_factor",
@@ -50,9 +40,18 @@ def find(
     Raises:
         UserError: there is nothing of that name, or a decoder of another shape than the run's.
     """
-    own = config.data.tokenizer == tokenizer.WEIGHTS
     if checkpoint.saved_steps(workdir):
-        return Start(None, foreign.read(workdir) if own else None)
+        return Start(None, foreign.read(workdir) if config.data.tokenizer == tokenizer.WEIGHTS else None)
+    return named(config, model_config, cache_dir, say)
+
+
+def named(config: Any, model_config: model.Config, cache_dir: files.Path, say: Callable[[str], None]) -> Start:
+    """What `init_from` and `data.tokenizer` ask for, checked.
+
+    Raises:
+        UserError: as `find`.
+    """
+    own = config.data.tokenizer == tokenizer.WEIGHTS
     if not config.init_from:
         if own:
             raise UserError("data.tokenizer=weights needs --config.init_from, the weights whose tokenizer it is")
@@ -101,6 +100,11 @@ def _as_foreign(tok: tokenizer.Tokenizer) -> tokenizer.Tokenizer:
     if tok.name == tokenizer.WEIGHTS:
         return tok
     return foreign.from_json(tok.json(), tok.roles, tok.stops, add_bos=None, template=None, where=tok.name)
+
+
+def like(found: model.Config, ours: model.Config) -> model.Config:
+    """A decoder of other weights, computed as ours is."""
+    return dataclasses.replace(found, **{name: getattr(ours, name) for name in _COMPUTED})
 
 
 def check(name: str, wanted: model.Config, found: model.Config) -> None:

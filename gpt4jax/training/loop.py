@@ -134,6 +134,8 @@ class Loop:
             if not math.isfinite(value):
                 self.log.not_finite(step, f"{evaluation.word(name)} {value}")
         self.evaluation = found
+        if not found:  # nothing is held out
+            return
         self.writer.write(step, found)
         self.progress.say(f"step {step}: {evaluation.words(found)}")
 

@@ -61,7 +61,8 @@ def adamw_of(
         options: the config group `optimizer`.
         num_steps: of the run.
         decay: a tree in the parameters' structure: whether each decays.
-        eps, rates: of its factors of eps and of the learning rate; empty: all 1.
+        eps: such a tree of factors of eps; empty: all 1.
+        rates: such a tree of factors of the learning rate; empty: all 1.
     """
     rate = schedule(options, num_steps)
 

@@ -129,7 +129,7 @@ def gradients(
         return grads, Totals.of(config, batch, nll), memory
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, micro_batches)
-    micro = jax.tree.map(lambda a: _split_rows(a, micro_batches), (batch, _swapped(memory)))
+    micro = jax.tree.map(lambda a: split_rows(a, micro_batches), (batch, _swapped(memory)))
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, config.stable_dtype), (params, jnp.zeros(())))
 
     def add(sums, xs):
@@ -147,14 +147,14 @@ def _swapped(memory: model.Memory | None) -> model.Memory | None:
     return memory and memory._replace(h_lbmd=memory.h_lbmd.swapaxes(0, 1))
 
 
-def _split_rows(a: jax.Array, n: int) -> jax.Array:
+def split_rows(a: jax.Array, n: int) -> jax.Array:
     """(B, ...) -> (n, B / n, ...), each part with rows of every shard, so that no row changes its device."""
     parts = a.reshape(a.shape[0] // n, n, *a.shape[1:]).swapaxes(0, 1)
     return jax.vmap(lambda part: constrain(part, "act_batch"))(parts)
 
 
 def _join_rows(parts: jax.Array) -> jax.Array:
-    """What `_split_rows` took apart."""
+    """What `split_rows` took apart."""
     return constrain(parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:]), "act_batch")
 
 

@@ -16,8 +16,12 @@ from gpt4jax.training import checkpoint
 MAY_CHANGE = ("num_steps", "eval", "checkpoint", "mesh", "model.context_method", "data.cache_dir", "data.prefetch")
 
 
-def open_workdir(workdir: files.Path, config: ml_collections.ConfigDict) -> None:
+def open_workdir(
+    workdir: files.Path, config: ml_collections.ConfigDict, start: configuration.Start | None = None
+) -> None:
     """Creates a run's folder, or checks that the one there belongs to this run; changes no file in it.
+
+    `start` gives the keys that the config has, as in `config.load`.
 
     Raises:
         UserError: it can't be written, holds something else, or was begun with another config.
@@ -38,11 +42,11 @@ def open_workdir(workdir: files.Path, config: ml_collections.ConfigDict) -> None
         if [name for name in there if not re.fullmatch(r"config\.json|joining|\w+\.json\.[0-9a-f]+\.part", name)]:
             raise UserError(f"{workdir} is not empty and no run of gpt4jax; choose another")
         if saved.is_file():  # killed between the two files, or somebody else's config
-            configuration.from_json(saved)
+            configuration.from_json(saved, start)
         return
     if not saved.is_file():
         raise UserError(f"{workdir} has a data.json but no config.json: it is no run of gpt4jax, or a damaged one")
-    different = configuration.differences(configuration.from_json(saved), config, MAY_CHANGE)
+    different = configuration.differences(configuration.from_json(saved, start), config, MAY_CHANGE)
     if different:
         raise UserError(
             f"{workdir} was begun with another config; choose another workdir, or change back " + "; ".join(different)

@@ -1,0 +1,31 @@
+"""Demonstrations, comparisons and PPO in a world whose best policy is known (gpt4jax/align/world.py).
+
+python -m gpt4jax.align --config configs/align_quickstart.py --workdir runs/align
+"""
+
+from gpt4jax.align.config import default
+
+
+def get_config():
+    """The config of this job; every key and its meaning: gpt4jax/align/config.py and gpt4jax/config.py."""
+    c = default()
+    c.stages = ("sft", "reward", "ppo")
+    c.model.update(
+        vocab_size=7, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=4, head_dim=16, mlp_dim=256,
+        max_seq_len=16, norm="rmsnorm", position="rope", activation="swiglu", use_bias=False, layers="unroll",
+    )  # fmt: skip
+    c.data.tokenizer = "characters:abcdef"
+    c.data.seq_len = 8  # the start, two letters of a prompt, and an answer
+    c.max_response = 5
+    c.held_out = 0.0  # all 36 prompts are trained on: what is asked is how good answers become
+    c.optimizer.weight_decay = 0.0
+    c.sft.update(num_steps=600, batch_size=256, learning_rate=3e-3, data="world:50000")
+    c.reward.update(
+        num_steps=1500, batch_size=128, learning_rate=1e-3, data="world:50000", demonstrations="world:3600",
+        init_from="",
+    )  # fmt: skip
+    c.ppo.update(
+        num_steps=300, batch_size=128, learning_rate=1e-3, data="world:36", kl_coefficient=0.3, inner_epochs=4,
+        decay=1.0, value_clip=0.0,
+    )  # fmt: skip
+    return c
