@@ -21,11 +21,11 @@ def get_config():
     c.optimizer.weight_decay = 0.0
     c.sft.update(num_steps=600, batch_size=256, learning_rate=3e-3, data="world:50000")
     c.reward.update(
-        num_steps=1500, batch_size=128, learning_rate=1e-3, data="world:50000", demonstrations="world:3600",
+        num_steps=800, batch_size=128, learning_rate=1e-3, data="world:50000", demonstrations="world:3600",
         init_from="",
     )  # fmt: skip
     c.ppo.update(
         num_steps=300, batch_size=128, learning_rate=1e-3, data="world:36", kl_coefficient=0.3, inner_epochs=4,
-        decay=1.0, value_clip=0.0,
+        decay=1.0, value_clip=0.0, missing_end_penalty=5.0,
     )  # fmt: skip
     return c

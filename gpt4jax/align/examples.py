@@ -180,7 +180,7 @@ class Encoder:
         try:
             reward.check_ranks(np.array([ranks[:most]]))
         except ValueError as error:
-            raise UserError(str(error).partition(": ")[2] or str(error)) from error
+            raise UserError(str(error).removeprefix("prompt 0").lstrip(" :")) from error
         prompt = self.prompt(row)
         answers = [self.answer(row, text) for text in responses[:most]]
         return Ranked(self.fits(prompt, max(map(len, answers))), answers, ranks[:most])

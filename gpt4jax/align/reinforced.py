@@ -233,12 +233,13 @@ def _measure(setting: Setting, rounds: policy.Rounds, frozen: policy.Frozen, pro
         for begin in range(0, count, config.batch_size):
             if stop.poll():
                 return None
-            index_b = np.arange(begin, min(begin + config.batch_size, count))
+            real = min(begin + config.batch_size, count) - begin
+            index_b = np.minimum(begin + np.arange(config.batch_size), count - 1)  # the last one fills up the batch
             seeds = (index_b + config.seed).astype(np.uint32)
             drawn = rounds.answers(params["policy"], frozen, [prompts[i][1] for i in index_b], seeds)
-            found["score"] += rounds.scorer(index_b + first, drawn).tolist()
-            found["length"] += drawn.answers.length_b.tolist()
-            found["ended"] += drawn.ended_b.tolist()
+            score_b = rounds.scorer(index_b + first, drawn)
+            for name, each in (("score", score_b), ("length", drawn.answers.length_b), ("ended", drawn.ended_b)):
+                found[name] += np.asarray(each)[:real].tolist()
         told = {f"eval/align/{name}": float(np.mean(values)) for name, values in found.items()}
         if reference is not None:
             told |= _standing(setting, params, frozen, reference, start, end)
@@ -254,7 +255,7 @@ def _standing(setting: Setting, params, frozen: policy.Frozen, reference: world.
         world.standing(table, reference) for table in (world.table(setting.model_config, whole, start, end), reference)
     )
     told = {"gold": here.gold, "kl": here.kl, "gold_before": before.gold}
-    if here.kl > 1e-3:
+    if here.kl > 1e-3:  # below that both are rounding errors
         best = world.best_at(reference, here.kl)
         told |= {"gold_best": best.gold, "share_of_best": (here.gold - before.gold) / (best.gold - before.gold)}
     return {f"eval/align/{name}": value for name, value in told.items()}

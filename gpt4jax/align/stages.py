@@ -38,16 +38,15 @@ def run(job_config, name: str, workdir: files.Path) -> int:
     clock = goodput.Clock(time.monotonic())
     config, here = align_config.stage(job_config, name), workdir / name
     configuration.check_values(config)
-    config = _started_from(config, workdir)
     workdirs.open_workdir(here, config, partial(align_config.stage_default, name))
     before = exports.done(here)
     if before is not None and before["num_steps"] == config.num_steps:
         job.say(f"{name}: done before, {before['num_steps']} steps")
         return 0
     job.say(f"--- {name}")
-    setting = _setting(config, here, workdir)
+    setting = _setting(_started_from(config, workdir), here, workdir)
     built = _BUILDERS[name](setting)
-    workdirs.record(here, config, built.facts, setting.encoder.tokenizer)
+    workdirs.record(here, config, _with_starts(built.facts, config, workdir), setting.encoder.tokenizer)
     ended = runs.run(config, setting.mesh, here, built.program, clock)
     if ended.stopped is not None:
         return ended.stopped
@@ -58,6 +57,13 @@ def run(job_config, name: str, workdir: files.Path) -> int:
     words = ", ".join(f"{key.removeprefix('eval/').removeprefix('align/')} {value:.4f}" for key, value in found.items())
     print(f"{name}: {config.num_steps} steps; {words}; {here / exports.FOLDER}", flush=True)
     return 0
+
+
+def _with_starts(known: dict[str, Any], config, workdir: files.Path) -> dict[str, Any]:
+    """Facts of a stage's data with what it takes from other stages: with other weights it would be another run."""
+    taken = [config.init_from, config.align.get("reward", "")]
+    sums = [(exports.done(workdir / name) or {}).get("sha256") for name in taken if name in align_config.STAGES]
+    return {**known, "fingerprint": digest([known["fingerprint"], *sums])}
 
 
 def _started_from(config, workdir: files.Path):

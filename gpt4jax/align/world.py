@@ -1,9 +1,9 @@
 """A world whose best policy is known: a language of seven tokens, all answers of which can be listed.
 
-A prompt is two letters of a ring of six, a place p and a step q: "bc". The ideal answer walks on from p in steps of q,
-for three letters ("dfb"). The reward of an answer y is in closed form,
+A prompt x is two letters of a ring of six: "be". The best answer says them in turn, in four letters: "bebe". The
+reward of an answer y is in closed form,
 
-    gold(y) = sum_t cos(2 pi (y_t - p - t q) / 6) - |len(y) - 3| / 2 - [y does not end],    t = 1, 2, ...
+    gold(y) = sum_t cos(2 pi (y_t - x_(t mod 2)) / 6) - |len(y) - 3| / 2 - [y does not end],    t = 0, 1, ...
 
 so nearly right letters are worth something, too. Demonstrators answer y with a probability in proportion to
 exp(gold(y)), of up to four letters; their comparisons are as noisy (Plackett 1975, Luce 1959), which makes gold the
@@ -53,10 +53,9 @@ def _every(length: int) -> np.ndarray:
 
 def gold(prompt: str, letters: np.ndarray, ended: np.ndarray) -> np.ndarray:
     """The reward of answers to one prompt: letters (..., T) with -1 for none, and whether each ends (...)."""
-    p, q = (LETTERS.index(letter) for letter in prompt)
+    x_t = np.resize([LETTERS.index(letter) for letter in prompt], letters.shape[-1])
     here = letters >= 0
-    angle = 2 * np.pi * (letters - p - q * np.arange(1, letters.shape[-1] + 1)) / _N
-    return (np.cos(angle) * here).sum(-1) - np.abs(here.sum(-1) - 3) / 2 - ~np.asarray(ended)
+    return (np.cos(2 * np.pi * (letters - x_t) / _N) * here).sum(-1) - np.abs(here.sum(-1) - 3) / 2 - ~np.asarray(ended)
 
 
 def gold_of_text(prompt: str, answer: str, ended: bool) -> float:
@@ -178,13 +177,17 @@ def best(reference: Table, beta: float) -> Standing:
 
 
 def best_at(reference: Table, kl: float) -> Standing:
-    """The best policy at a KL, in nats an answer.
+    """The best policy at a KL or below it, in nats an answer.
 
     Raises:
-        ValueError: a KL that no such policy has.
+        ValueError: a KL that is not positive.
     """
-    low, high = 1e-3, 1e4
-    if not best(reference, high).kl < kl < best(reference, low).kl:
-        raise ValueError(f"no best policy has a KL of {kl} nats")
+    low, high = 1e-3, 1e6
+    if not kl > 0:
+        raise ValueError(f"a KL of {kl} nats: the reference alone has none")
+    if kl >= best(reference, low).kl:  # no more is to be had
+        return best(reference, low)
+    if kl <= best(reference, high).kl:
+        return best(reference, high)
     log_beta = optimize.brentq(lambda log_beta: best(reference, np.exp(log_beta)).kl - kl, np.log(low), np.log(high))
     return best(reference, float(np.exp(log_beta)))
