@@ -18,14 +18,16 @@ def get_config():
     c.data.seq_len = 8  # the start, two letters of a prompt, and an answer
     c.max_response = 5
     c.held_out = 0.0  # all 36 prompts are trained on: what is asked is how good answers become
-    c.optimizer.weight_decay = 0.0
-    c.sft.update(num_steps=600, batch_size=256, learning_rate=3e-3, data="world:50000")
+    c.optimizer.update(weight_decay=0.0, beta2=0.98, final_fraction=0.0)
+    c.sft.update(num_steps=600, batch_size=256, learning_rate=3e-3, data="world:50000", log_every_steps=100)
+    # 800 steps at 1e-3 left an error of 0.5 in the scores, and PPO at 96% of the best gain.
     c.reward.update(
-        num_steps=800, batch_size=128, learning_rate=1e-3, data="world:50000", demonstrations="world:3600",
-        init_from="",
+        num_steps=2000, batch_size=128, learning_rate=3e-3, warmup_steps=50, data="world:50000",
+        demonstrations="world:3600", init_from="", log_every_steps=200,
     )  # fmt: skip
     c.ppo.update(
         num_steps=300, batch_size=128, learning_rate=1e-3, data="world:36", kl_coefficient=0.3, inner_epochs=4,
-        decay=1.0, value_clip=0.0, missing_end_penalty=5.0,
+        decay=1.0, value_clip=0.0, eval_every_steps=100, log_every_steps=50,
+        missing_end_penalty=5.0,  # with 1 the policy soon ends half of its answers: the reward model has read none such
     )  # fmt: skip
     return c
