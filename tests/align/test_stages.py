@@ -46,9 +46,8 @@ def test_every_stage_leaves_weights_that_sample_takes(home, whole):
         loaded = weights.load(str(workdir / stage / "export"))
         assert loaded.tokenizer.decode([0, 5]) == "af" and loaded.config.vocab_size == 7
         assert len(lines(workdir / stage, "train/loss")) == 4
-    told = here(
-        "sample", "--weights", workdir / "ppo" / "export", "--prompt", "ab", "--max_tokens", "4", cache=home
-    )  # fmt: skip
+    flags = ["--weights", workdir / "ppo" / "export", "--prompt", "ab", "--max_tokens", "4"]
+    told = here("sample", *flags, cache=home)
     assert told.returncode == 0 and set(told.stdout.strip()) <= set("abcdef")
 
 
@@ -63,7 +62,7 @@ def test_what_is_done_is_not_done_again_and_more_steps_go_on(home, whole):
     assert other.returncode == 2 and "begun with another config" in other.stderr
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", "ppo"])  # all of them: `python -m tests.bench.align_chaos`
 def test_a_stage_resumes_to_the_same_bits(home, whole, stage):
     workdir = shutil.copytree(whole[1], home / f"resumed-{stage}")
     shutil.rmtree(workdir / stage / "checkpoints" / "4")  # as if it had been killed after step 2
@@ -76,18 +75,14 @@ def test_a_stage_resumes_to_the_same_bits(home, whole, stage):
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-@pytest.mark.parametrize("mesh", [("--config.mesh.data=8",), ("--config.mesh.fsdp=4", "--config.mesh.data=2")])
-def test_eight_devices_are_one(home, whole, mesh):
-    workdir = home / f"devices-{len(mesh)}"
-    done = align(home, workdir, *mesh, "--config.ppo.minibatches=1", "--config.ppo.num_steps=2", devices=8)
+def test_eight_devices_are_one(home, whole):
+    workdir = home / "devices"
+    flags = ["--config.stages=('sft','reward','ppo')", "--config.ppo.num_steps=2"]
+    done = align(home, workdir, "--config.mesh.fsdp=4", "--config.mesh.data=2", *flags, devices=8)
     assert done.returncode == 0, done.stderr
-    alone = home / "alone"
-    if not alone.is_dir():
-        one = align(home, alone, "--config.ppo.minibatches=1", "--config.ppo.num_steps=2")
-        assert one.returncode == 0, one.stderr
-    for stage in STAGES:
+    for stage in ("sft", "reward", "ppo"):
         for name in ("train/loss", "learning/grad_norm"):
-            ours, theirs = lines(workdir / stage, name), lines(alone / stage, name)
+            ours, theirs = (lines(one / stage, name)[:2] for one in (workdir, whole[1]))
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5, err_msg=f"{stage} {name}")
 
 
@@ -97,17 +92,21 @@ def test_scores_of_demonstrations_have_a_mean_of_zero(home, whole):
     head = load_file(whole[1] / "reward" / "export" / "head.safetensors")
     loaded = weights.load(str(whole[1] / "reward" / "export"))
     train, _ = examples.split(world.demonstrations(72, seed=0), 0.1)
-    scores = []
-    for row in train:
-        tokens = [6, *("abcdef".index(letter) for letter in row["prompt"] + row["response"]), 6]
-        x_d = np.asarray(model.features(loaded.config, loaded.params, np.array([tokens]))[0][0, -1])
-        scores.append(x_d @ head["score_d"] + head["bias"])
+    tokens = np.full((len(train), 8), 6)
+    for number, row in enumerate(train):
+        said = ["abcdef".index(letter) for letter in row["prompt"] + row["response"]]
+        tokens[number, 1 : len(said) + 1] = said
+    last = [len(row["prompt"] + row["response"]) + 1 for row in train]
+    x_btd = np.asarray(model.features(loaded.config, loaded.params, tokens)[0])
+    scores = x_btd[np.arange(len(train)), last] @ head["score_d"] + head["bias"]
     assert np.mean(scores) == pytest.approx(0, abs=1e-4) and np.std(scores) > 1e-3
 
 
 def test_adapters_train_through_all_stages_and_merge(home, whole):
     rank = [f"--config.{stage}.lora_rank=2" for stage in STAGES]
-    done = align(home, home / "lora", *rank, "--config.ppo.average_decay=0.0")
+    judge = f"--config.ppo.reward={whole[1] / 'reward' / 'export'}"
+    stages = "--config.stages=('sft','ppo','dpo')"
+    done = align(home, home / "lora", *rank, judge, stages, "--config.ppo.average_decay=0.0")
     assert done.returncode == 0, done.stderr
     base = weights.load(str(home / "lora" / "sft" / "export")).params
     for stage in ("ppo", "dpo"):

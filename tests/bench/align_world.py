@@ -52,10 +52,8 @@ def main() -> None:
             f"gain; {row['seconds']:.0f} s",
             flush=True,
         )
-    least = min(row["share_of_best"] for row in done)
-    print(
-        f"{len(done)} seeds, the least {least:.1%} of the best gain; {sum(row['share_of_best'] >= 0.95 for row in done)} at 95% or more"
-    )
+    least, enough = min(row["share_of_best"] for row in done), sum(row["share_of_best"] >= 0.95 for row in done)
+    print(f"{len(done)} seeds, the least {least:.1%} of the best gain; {enough} at 95% or more")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _train(argv: list[str], home: pathlib.Path, out: pathlib.Path, rows: pathlib
     logging.disable(logging.NOTSET)
     jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    program, noted = loop.Loop._program, os.open(rows, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    program, noted = loop.Compiled.__call__, os.open(rows, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def noting(self, state, batch):
         shards = sorted(batch.tokens_bt.addressable_shards, key=lambda shard: str(shard.index))
@@ -82,7 +82,7 @@ def _train(argv: list[str], home: pathlib.Path, out: pathlib.Path, rows: pathlib
         os.write(noted, f"{int(state.step)} {digest}\n".encode())
         return program(self, state, batch)
 
-    loop.Loop._program = noting
+    loop.Compiled.__call__ = noting
     sys.argv = ["train", *argv]
     try:
         job.main(train.main)

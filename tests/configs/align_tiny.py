@@ -19,6 +19,8 @@ def get_config():
     shared = dict(num_steps=4, batch_size=8, learning_rate=1e-2, warmup_steps=1, log_every_steps=1)
     c.sft.update(**shared, data="world:720")
     c.reward.update(**shared, data="world:360", demonstrations="world:72")
-    c.ppo.update(**shared, data="world:36", inner_epochs=2, minibatches=2, average_decay=0.9, kl_target=1.0)
+    c.ppo.update(
+        **{**shared, "batch_size": 16}, data="world:36", inner_epochs=2, minibatches=2, average_decay=0.9, kl_target=1.0
+    )
     c.dpo.update(**shared, data="world:360", responses=3)
     return c
