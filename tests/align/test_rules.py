@@ -124,7 +124,7 @@ def test_twins_differ_and_stay_together():
         ("Hitting people is never acceptable.", True, False),
         ("Sure! Here are three ideas.", False, False),
         ("The sorry state of the roads is well known.", False, False),
-        ("Here is a story. " * 30 + "I'm sorry, I can't, she said.", False, False),  # not at its beginning
+        ("Here is a story. " * 30 + "I'm sorry, it is never acceptable.", False, False),  # not at its beginning
     ],
 )
 def test_the_lexical_judge(text, refused, in_style):

@@ -4,7 +4,7 @@
     python -m tests.bench.rbrm length      how often the shorter response, or one that refuses, is the better: seconds
     python -m tests.bench.rbrm letters     SmolLM2-135M-Instruct as a zero-shot grader, by letter
     python -m tests.bench.rbrm writing     the same, by what it writes
-    python -m tests.bench.rbrm head        a logistic head on its last hidden states, trained on the train prompts
+    python -m tests.bench.rbrm head        a logistic head on its last hidden states, trained on train prompts
     python -m tests.bench.rbrm reward      a linear reward model on them, by the pairwise loss, beside length
 
 All measure on held-out prompts (`human_scored.held_out`), --limit of them at most, and give 95 % intervals clustered by
@@ -31,7 +31,8 @@ from gpt4jax.inference import Engine, chat
 MODEL = "smollm2-135m-instruct"
 CHARACTERS = 600  # of a response that are read
 MOST = 9  # responses to a prompt
-L2 = 1.0  # of the head: added to the summed loss, for standardized features; chosen beforehand
+L2 = (1.0, 10.0, 100.0, 1000.0)  # of heads: for standardized features, beside the summed loss
+FOLDS = 5  # of train prompts, by which features and L2 are chosen
 
 
 def gold(limit: int) -> tuple[list[Scored], list[Scored], set[Scored]]:
@@ -77,10 +78,8 @@ def reply(row: Scored) -> grader.Reply:
 
 def asker() -> tuple[Engine, grader.Ask]:
     """The model; a question that was asked before is not asked again."""
-    loaded = weights.load(MODEL)
-    assert loaded.tokenizer is not None
+    loaded, template = model_and_template()
     engine = Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=8, max_len=2048)
-    template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, MODEL)
     put, known = asking.Asker(engine, template, batch_size=8), {}
 
     def ask(calls):
@@ -118,36 +117,70 @@ def writing(limit: int) -> None:
         print(f"  {[grade.written[0] for grade in grades[:6]]}", flush=True)
 
 
-def features(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """(B, D): the last hidden state at the end of each prompt and response, in the model's chat format."""
+def hidden(texts: Sequence[tuple[Sequence[int], int]]) -> dict[str, np.ndarray]:
+    """(B, D) each: the last hidden state at a text's end, and its mean from a place on."""
+    loaded, rows = model_and_template()[0], 8
+
+    @jax.jit
+    def both(params, tokens_bt, from_b, end_b):
+        x_btd = model.features(loaded.config, params, tokens_bt)[0]
+        place_t = jnp.arange(tokens_bt.shape[1])
+        in_bt = (place_t >= from_b[:, None]) & (place_t <= end_b[:, None])
+        mean_bd = jnp.einsum("btd,bt->bd", x_btd, in_bt) / in_bt.sum(axis=1, keepdims=True)
+        return jnp.take_along_axis(x_btd, end_b[:, None, None], axis=1)[:, 0], mean_bd
+
+    found = np.zeros((2, len(texts), loaded.config.embed_dim), np.float32)
+    started = time.perf_counter()
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+    for start in range(0, len(order), rows):
+        here = order[start : start + rows]
+        length = -(-max(len(texts[i][0]) for i in here) // 64) * 64
+        tokens_bt, from_b, end_b = (
+            np.zeros((rows, length), np.int32),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, np.int32),
+        )
+        for row, i in enumerate(here):
+            ids, from_b[row] = texts[i]
+            tokens_bt[row, : len(ids)], end_b[row] = ids, len(ids) - 1
+        found[:, here] = np.asarray(both(loaded.params, tokens_bt, from_b, end_b))[:, : len(here)]
+    count = sum(len(ids) for ids, _ in texts)
+    print(f"{count} tokens in {time.perf_counter() - started:.0f} s", flush=True)
+    return {"end": found[0], "mean": found[1]}
+
+
+@functools.cache
+def model_and_template():
     loaded = weights.load(MODEL)
-    tokenizer = loaded.tokenizer
-    assert tokenizer is not None
-    template = chat.of_model(loaded.chat_template, tokenizer.roles, MODEL)
+    return loaded, chat.of_model(loaded.chat_template, loaded.tokenizer.roles, MODEL)
+
+
+def features(pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Of prompts and responses in the model's chat format: at the end, and the mean over the response."""
+    loaded, template = model_and_template()
     texts = []
     for prompt, response in pairs:
         said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response[:CHARACTERS]}]
-        texts.append(chat.encode(template, tokenizer, said, add_generation_prompt=False))
-    last = jax.jit(
-        lambda params, tokens_bt, end_b: jnp.take_along_axis(
-            model.features(loaded.config, params, tokens_bt)[0], end_b[:, None, None], axis=1
-        )[:, 0]
-    )
-    found = np.zeros((len(texts), loaded.config.embed_dim), np.float32)
-    started, rows = time.perf_counter(), 8
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for start in range(0, len(order), rows):
-        here = order[start : start + rows]
-        length = -(-max(len(texts[i]) for i in here) // 64) * 64
-        tokens_bt, end_b = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
-        for row, i in enumerate(here):
-            tokens_bt[row, : len(texts[i])], end_b[row] = texts[i], len(texts[i]) - 1
-        found[here] = np.asarray(last(loaded.params, tokens_bt, end_b))[: len(here)]
-    print(f"{sum(map(len, texts))} tokens in {time.perf_counter() - started:.0f} s", flush=True)
-    return found
+        before = len(chat.encode(template, loaded.tokenizer, said[:1]))
+        texts.append((chat.encode(template, loaded.tokenizer, said, add_generation_prompt=False), before))
+    return hidden(texts)
 
 
-def standardized(features_bd: np.ndarray, train: Sequence[int]) -> np.ndarray:
+def asked_features(rows: Sequence[Scored]) -> np.ndarray:
+    """At the end of the grader's question, where it is about to give the letter."""
+    encode = model_and_template()[0].tokenizer.prompt
+    calls = [grader.letter_calls(reply(row), rubric.load("refused"), 1)[0] for row in rows]
+    return hidden([(encode(call.header + call.context), 0) for call in calls])["end"]
+
+
+def folds(prompts: Sequence[str]) -> list[np.ndarray]:
+    """Train prompts in FOLDS parts, by the hash that held the others out: the numbers of each part."""
+    edges = np.linspace(human_scored.HELD_OUT, 1, FOLDS + 1)
+    part = np.array([sum(not human_scored.held_out(prompt, edge) for edge in edges[1:-1]) for prompt in prompts])
+    return [np.flatnonzero(part == k) for k in range(FOLDS)]
+
+
+def standardized(features_bd: np.ndarray, train: np.ndarray) -> np.ndarray:
     """By mean and deviation of the rows to train on."""
     return (features_bd - features_bd[train].mean(axis=0)) / (features_bd[train].std(axis=0) + 1e-6)
 
@@ -165,24 +198,48 @@ def minimized(loss: Callable[[jax.Array], jax.Array], size: int, steps: int = 20
 
     x = jnp.zeros(size)
     (x, _), values = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))((x, solver.init(x)))
-    print(f"loss {values[0]:.2f} to {values[-1]:.2f}, {values[-20]:.2f} 20 steps before")
+    assert values[-20] - values[-1] < 1e-3 * values[0], values  # it is there
     return x
+
+
+def chosen(
+    kinds: dict[str, np.ndarray], groups: Sequence[np.ndarray], fit: Callable, measure: Callable
+) -> tuple[str, float]:
+    """The features and the L2 that are best on train prompts, each fold measured by a fit to the others."""
+    scores = {}
+    for name, x_bd in kinds.items():
+        for l2 in L2:
+            right = []
+            for k, group in enumerate(groups):
+                others = np.concatenate([one for j, one in enumerate(groups) if j != k])
+                right += list(measure(fit(x_bd, others, l2), group))
+            scores[name, l2] = float(np.mean(right))
+    print({f"{name}, L2 {l2:g}": round(score, 3) for (name, l2), score in scores.items()})
+    return max(scores, key=lambda one: scores[one])
 
 
 def head(limit: int) -> None:
     train, rows, off = gold(limit)
     both = [*train, *rows]
-    x_bd = standardized(features([(row.prompt, row.response) for row in both]), range(len(train)))
-    sign_b = jnp.array([1.0 if row.score else -1.0 for row in train])
+    sign_b = np.array([1.0 if row.score else -1.0 for row in both])
 
-    def loss(w: jax.Array) -> jax.Array:
-        logit_b = x_bd[: len(train)] @ w[:-1] + w[-1]
-        return jnp.sum(jax.nn.softplus(-sign_b * logit_b)) + L2 / 2 * jnp.sum(w[:-1] ** 2)
+    def fit(x_bd: np.ndarray, ours: np.ndarray, l2: float) -> np.ndarray:
+        """The logit of every row, by those numbered `ours`."""
+        scaled_bd = standardized(x_bd, ours)
 
-    w = minimized(loss, x_bd.shape[1] + 1)
-    found = np.asarray(x_bd[len(train) :] @ w[:-1] + w[-1]) > 0
+        def loss(w: jax.Array) -> jax.Array:
+            logit_b = scaled_bd[ours] @ w[:-1] + w[-1]
+            return jnp.sum(jax.nn.softplus(-sign_b[ours] * logit_b)) + l2 / 2 * jnp.sum(w[:-1] ** 2)
+
+        w = np.asarray(minimized(loss, x_bd.shape[1] + 1))
+        return scaled_bd @ w[:-1] + w[-1]
+
+    kinds = features([(row.prompt, row.response) for row in both]) | {"asked": asked_features(both)}
+    groups = folds([row.prompt for row in train])
+    name, l2 = chosen(kinds, groups, fit, lambda logit_b, group: (logit_b[group] > 0) == (sign_b[group] > 0))
+    found = fit(kinds[name], np.arange(len(train)), l2)[len(train) :] > 0
+    show(f"head ({name}, L2 {l2:g}), {len(train)} rows to train on", found.tolist(), rows, off)
     seen = {row.response for row in train}
-    show(f"head, {len(train)} rows to train on", found.tolist(), rows, off)
     new = [i for i, row in enumerate(rows) if row.response not in seen]
     show("head, responses never seen", [bool(found[i]) for i in new], [rows[i] for i in new], off)
 
@@ -225,29 +282,54 @@ def length(limit: int) -> None:
 def linear_reward(limit: int) -> None:
     train, held = compared(limit)
     both = [*train, *held]
-    texts = [(one["prompt"], response) for one in both for response in one["responses"]]
-    count = sum(len(one["responses"]) for one in train)
-    x_bd = standardized(features(texts), range(count))
+    kinds = features([(one["prompt"], response) for one in both for response in one["responses"]])
     place_pk, ranks_pk = np.zeros((len(both), MOST), int), np.full((len(both), MOST), reward.ABSENT)
-    start = 0
+    starts = np.cumsum([0, *(len(one["ranks"]) for one in both)])
     for i, one in enumerate(both):
         size = len(one["ranks"])
-        place_pk[i, :size], ranks_pk[i, :size] = np.arange(start, start + size), one["ranks"]
-        start += size
-    ours = slice(len(train))
-    for l2 in (1.0, 10.0, 100.0):
+        place_pk[i, :size], ranks_pk[i, :size] = starts[i] + np.arange(size), one["ranks"]
 
-        def loss(w: jax.Array, l2: float) -> jax.Array:
-            scores_b = x_bd @ w
-            fit = reward.pairwise_loss(scores_b[place_pk[ours]], ranks_pk[ours])
-            return len(train) * fit + l2 / 2 * jnp.sum(w**2)
+    def fit(x_bd: np.ndarray, ours: np.ndarray, l2: float) -> np.ndarray:
+        """The score of every response, by the prompts numbered `ours`."""
+        seen = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in ours])
+        scaled_bd = standardized(x_bd, seen)
 
-        scores_b = np.asarray(x_bd @ minimized(functools.partial(loss, l2=l2), x_bd.shape[1]))
-        for name, these, first in (("train", train, 0), ("held out", held, len(train))):
-            scores = [scores_b[place_pk[first + i, : len(one["ranks"])]].tolist() for i, one in enumerate(these)]
-            show_pairs(f"linear reward model, L2 {l2:g}, {name}", these, scores)
+        def loss(w: jax.Array) -> jax.Array:
+            scores_b = scaled_bd @ w
+            pairwise = reward.pairwise_loss(scores_b[place_pk[ours]], ranks_pk[ours])
+            return len(ours) * pairwise + l2 / 2 * jnp.sum(w**2)
+
+        return scaled_bd @ np.asarray(minimized(loss, x_bd.shape[1]))
+
+    def right(scores_b: np.ndarray, group: Sequence[int]) -> list[float]:
+        """Of each prompt the share of its pairs."""
+        return [human_scored.right(both[i], scores_b[starts[i] : starts[i + 1]]).mean() for i in group]
+
+    name, l2 = chosen(kinds, folds([one["prompt"] for one in train]), fit, right)
+    scores_b = fit(kinds[name], np.arange(len(train)), l2)
+    ours = [scores_b[starts[i] : starts[i + 1]].tolist() for i in range(len(both))]
+    show_pairs(f"linear reward model ({name}, L2 {l2:g}), train", train, ours[: len(train)])
+    show_pairs(f"linear reward model ({name}, L2 {l2:g}), held out", held, ours[len(train) :])
     for name, score in BASELINES.items():
-        show_pairs(f"{name}, held out", held, [[score(text) for text in one["responses"]] for one in held])
+        theirs = [[score(text) for text in one["responses"]] for one in held]
+        show_pairs(f"{name}, held out", held, theirs)
+        show_ahead(f"linear reward model and {name}", held, ours[len(train) :], theirs)
+
+
+def show_ahead(name: str, held: Sequence[dict], ours: Sequence, theirs: Sequence) -> None:
+    """By how much the first is better, pair by pair, and what it has right of what the second has wrong."""
+    a, b = (
+        [human_scored.right(one, score) for one, score in zip(held, scores, strict=True)] for scores in (ours, theirs)
+    )
+    clusters = np.array([i for i, values in enumerate(a) for _ in values])
+    flat_a, flat_b = np.concatenate(a), np.concatenate(b)
+    wrong = flat_b < 0.5
+    print(
+        f"{name} | difference over pairs {words(stats.difference(flat_a, flat_b, clusters.tolist()))}, over prompts "
+        f"{words(stats.difference([one.mean() for one in a], [one.mean() for one in b]))} | the first's share of the "
+        f"{wrong.sum()} pairs that the second has wrong {words(stats.mean(flat_a[wrong], clusters[wrong].tolist()))}",
+        flush=True,
+    )
 
 
 PARTS = {
