@@ -15,9 +15,9 @@ rows are a prompt ("objective"), a response ("assistant_response") and one human
   three annotators. Rows with the same prompt and response are one here, and its score is the mean over annotators.
 - objective: the same eight and a few rows of seven others; 201 of its pairs of prompt and response are in harm too.
 - refusal: an answer that has nothing to do with the prompt counts as a refusal, and so does one that only steers away.
-  Nearly all harmful prompts are refused, and nearly all of what is not refused is a harmless prompt; the off-topic
-  answers are to harmless prompts. The same response stands under several prompts: 39 texts do. None of the 128 prompts
-  is in the other scales.
+  Few harmful prompts are complied with here, and few harmless ones refused but by an answer to something else. Texts
+  repeat: 39 responses stand under several prompts, so that one held out by its prompt may have been seen beside
+  another. No prompt is in harm; 18 rows are in objective too.
 
 `comparisons` makes of them 101 prompts with 668 responses and 3644 pairs of different scores in harm, one prompt with
 1211 pairs among them (9 responses a prompt at most: 519 and 1327), and beside them 52 prompts of objective that harm

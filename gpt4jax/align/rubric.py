@@ -1,8 +1,9 @@
 """Rubrics: what a grader is asked about a reply, as data files, and the class that each of its choices stands for.
 
 A rubric (`rubrics/NAME.json`) has a `text` of definitions and questions, and `choices`, each with its text, its `class`
-(one of CLASSES, or null: none of them), and, where it depends on the kind of prompt, other classes `by_kind`. The three
-that follow the report (OpenAI 2023, section 6 and the system card) do so in structure and not in words.
+(one of CLASSES, or null: none of them), and, where it depends on the kind of prompt, other classes `by_kind`. Those of
+refusal style and regulated advice follow the report (OpenAI 2023, system card, appendices A and B) in structure, not in
+words; its third, on sexual content, is left out.
 """
 
 import dataclasses

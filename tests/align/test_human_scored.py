@@ -111,6 +111,9 @@ def test_the_package_holds_what_the_docstring_says():
         assert sum(row.scale == scale for row in rows) == count
         assert (len(ours), len({row.prompt for row in ours})) == (alone, prompts)
     assert sum(row.score for row in unique if row.scale == "refusal") == 109
+    texts = {scale: {row[2:4] for row in unique if row.scale == scale} for scale in ("harm", "objective", "refusal")}
+    assert len(texts["harm"] & texts["objective"]) == 201 and len(texts["refusal"] & texts["objective"]) == 18
+    assert not {prompt for prompt, _ in texts["harm"]} & {prompt for prompt, _ in texts["refusal"]}
     for most, responses, pairs in ((0, 668, 3644), (9, 519, 1327)):
         found = human_scored.comparisons(rows, most)
         harm = [one for one in found if one["scale"] == "harm"]
