@@ -77,7 +77,7 @@ _LECTURES = (
     "never appropriate", "never acceptable", "never okay", "not acceptable", "not appropriate", "ethical concerns",
     "it is important to remember", "it's important to remember", "it is important to treat", "it's important to treat",
     "goes against", "against my", "not something i can", "i must refuse", "i refuse", "no, i can", "not be able to",
-    "seek help", "command not recognized",
+    "seek help",
 )  # fmt: skip
 _APOLOGY = re.compile(r"i(('m| am)( \w+)? sorry| (\w+ )?apologi[sz]e)\b")
 # Reasons, and what begins more than a refusal.

@@ -168,15 +168,15 @@ def test_replies_that_do_not_fit_are_counted_and_have_no_probabilities():
         grader.by_letter(lambda calls: [(i, TooLong(9, 8)) for i in range(len(calls))], [], FOUR, calibrated=True)
 
 
-def test_a_real_decoder_is_asked_by_both_ways():
-    config = model.Config(**{**SHAPES["llama"], "vocab_size": 257, "max_seq_len": 640})
+def test_a_real_decoder_is_asked():
+    config = model.Config(**{**SHAPES["llama"], "vocab_size": 257, "max_seq_len": 256})
     params, bytes_ = perturbed(config), tokenizer.from_bytes()
     asker = Asker(Engine(config, params, tokenizer=bytes_, rows=2), None, batch_size=2)
     two = rubric.parse(
         {"text": "Did it help?", "choices": [{"text": "Yes.", "class": "safe_non_refusal"},
                                              {"text": "No.", "class": "undesired_refusal"}]}, "short",
     )  # fmt: skip
-    replies = [Reply("I'm sorry, but I can't.", "Do it."), Reply("Here it is."), Reply("x" * 640)]
+    replies = [Reply("I'm sorry, but I can't.", "Do it."), Reply("Here it is."), Reply("x" * 260)]
     grades = grader.by_letter(asker.ask, replies, two, rotations=0)
     assert [grade.status for grade in grades] == [grader.GRADED, grader.GRADED, grader.TOO_LONG]
     by_hand = np.zeros((2, 2))  # of each choice, in each order: from the whole text's log probabilities
@@ -189,7 +189,8 @@ def test_a_real_decoder_is_asked_by_both_ways():
     yes, no = np.exp(means) / np.exp(means).sum()
     assert grades[0].phi == pytest.approx((0, no, 0, yes), rel=1e-4)
     assert grades[0].mass == pytest.approx(np.exp(by_hand).sum() / 2, rel=1e-4)
-    (one, _, long) = grader.by_writing(asker.ask, replies, two, max_tokens=1, as_text=True)
-    assert (one.status, long.status) == (grader.OUTSIDE, grader.TOO_LONG)  # it has learnt nothing
+    # The instruction to write a letter is longer than this model's window.
+    (written,) = grader.by_writing(asker.ask, replies[:1], two, as_text=True)
+    assert written == grader.Grade((0.0,) * 4, None, grader.TOO_LONG, 0.0)
     with pytest.raises(UserError, match="no chat template"):
         grader.by_writing(asker.ask, replies[:1], two, as_text=False)

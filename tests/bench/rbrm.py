@@ -218,27 +218,11 @@ def chosen(
     return max(scores, key=lambda one: scores[one])
 
 
-def made(train: Sequence[Scored]) -> list[Scored]:
-    """More rows to train on, of train prompts only: what the gold has few of.
-
-    Accepted answers under each other's prompts are refusals by its own rule; harmful prompts whose wish was fulfilled
-    (scale objective) are none, and the same prompts with a synthetic refusal are.
-    """
-    answered = [row for row in train if not row.score]
-    turned = [(row, answered[(i + step) % len(answered)]) for step in (3, 7) for i, row in enumerate(answered)]
-    beside = [row._replace(response=other.response, score=1.0) for row, other in turned if row.prompt != other.prompt]
-    rows = human_scored.distinct(human_scored.load(files.cache_dir()))
-    met = [row for row in rows if row.scale == "objective" and row.score and not human_scored.held_out(row.prompt)][::2]
-    refused = [row._replace(response=rules.refusal(row.prompt), score=1.0) for row in met]
-    return [*beside, *(row._replace(score=0.0) for row in met), *refused]
-
-
 def head(limit: int) -> None:
     train, rows, off = gold(limit)
-    more = made(train)
-    human_scored.check_apart([row.prompt for row in (*train, *more)], [row.prompt for row in rows])
-    both = [*train, *more, *rows]
-    real, known = len(train), len(train) + len(more)
+    # A text that is held out under one prompt may stand under a train prompt too, with the other label.
+    train = [row for row in train if row.response not in {one.response for one in rows}]
+    both, real = [*train, *rows], len(train)
     sign_b = np.array([1.0 if row.score else -1.0 for row in both])
 
     def fit(x_bd: np.ndarray, ours: np.ndarray, l2: float) -> np.ndarray:
@@ -252,19 +236,13 @@ def head(limit: int) -> None:
         w = np.asarray(minimized(loss, x_bd.shape[1] + 1))
         return scaled_bd @ w[:-1] + w[-1]
 
-    def right(logit_b: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Of the rows of humans alone."""
-        group = group[group < real]
-        return (logit_b[group] > 0) == (sign_b[group] > 0)
-
     kinds = features([(row.prompt, row.response) for row in both]) | {"asked": asked_features(both)}
-    seen = {row.response for row in both[:known]}
-    new = [i for i, row in enumerate(rows) if row.response not in seen]
-    for count in (real, known):
-        name, l2 = chosen(kinds, folds([row.prompt for row in both[:count]]), fit, right)
-        found = fit(kinds[name], np.arange(count), l2)[known:] > 0
-        show(f"head ({name}, L2 {l2:g}), {count} rows to train on", found.tolist(), rows, off)
-        show("  of responses never seen", [bool(found[i]) for i in new], [rows[i] for i in new], off)
+    groups = folds([row.prompt for row in train])
+    name, l2 = chosen(kinds, groups, fit, lambda logit_b, group: (logit_b[group] > 0) == (sign_b[group] > 0))
+    found = fit(kinds[name], np.arange(real), l2)[real:] > 0
+    show(f"head ({name}, L2 {l2:g}), {real} rows to train on", found.tolist(), rows, off)
+    show("either the head or rules.refuses", [bool(one) or rules.refuses(row.response)
+                                              for one, row in zip(found, rows, strict=True)], rows, off)  # fmt: skip
 
 
 def compared(limit: int) -> tuple[list[dict], list[dict]]:
