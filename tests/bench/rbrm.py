@@ -241,8 +241,6 @@ def head(limit: int) -> None:
     name, l2 = chosen(kinds, groups, fit, lambda logit_b, group: (logit_b[group] > 0) == (sign_b[group] > 0))
     found = fit(kinds[name], np.arange(real), l2)[real:] > 0
     show(f"head ({name}, L2 {l2:g}), {real} rows to train on", found.tolist(), rows, off)
-    show("either the head or rules.refuses", [bool(one) or rules.refuses(row.response)
-                                              for one, row in zip(found, rows, strict=True)], rows, off)  # fmt: skip
 
 
 def compared(limit: int) -> tuple[list[dict], list[dict]]:
