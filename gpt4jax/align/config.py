@@ -23,7 +23,8 @@ def default() -> ml_collections.ConfigDict:
     c.stages = ("sft", "reward", "ppo")  # in this order; one that is done is not done again
     c.chat_template = ""  # a file with a Jinja template, in place of the weights' own
     c.held_out = 0.1  # share of the prompts that are kept for evaluations, by a hash of their text
-    c.too_long = "error"  # or "drop": examples that do not fit data.seq_len or max_response
+    # Of examples that do not fit data.seq_len or max_response: or "drop" them, or "cut" their answers at max_response
+    c.too_long = "error"
     c.max_response = 64  # tokens of an answer, the end of the text among them
     for name in STAGES:
         c[name] = _stage_default(name)
@@ -94,8 +95,8 @@ def load(path: str, overrides: Any) -> ml_collections.ConfigDict:
         raise UserError(f"stages are {tuple(config.stages)}; each of {', '.join(STAGES)} may be there once")
     if not 0 <= config.held_out < 1:
         raise UserError(f"held_out is {config.held_out}: a share of the prompts, at least 0 and below 1")
-    if config.too_long not in ("error", "drop"):
-        raise UserError(f"too_long is {config.too_long!r}; it must be 'error' or 'drop'")
+    if config.too_long not in ("error", "drop", "cut"):
+        raise UserError(f"too_long is {config.too_long!r}; it must be 'error', 'drop' or 'cut'")
     if config.max_response < 1:
         raise UserError(f"max_response is {config.max_response}: an answer has at least 1 token")
     return config

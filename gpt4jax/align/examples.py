@@ -10,6 +10,7 @@ Of ranks the smaller is the better, equal ones are ties. With "prompt": TEXT in 
 TEXT for a demonstration) there is no chat template between the two.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -82,8 +83,11 @@ def prompt_key(row: Row) -> str:
 
 
 def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Those to train on, and those held out: all rows of a share of the prompts, by the prompts' hashes."""
-    held = [int(prompt_key(row)[:8], 16) < share * 2**32 for row in rows]
+    """Those to train on, and those held out: all rows of a share of the prompts, by the prompts' hashes.
+
+    A source may say so itself: "held_out" of its rows.
+    """
+    held = [bool(row.get("held_out", int(prompt_key(row)[:8], 16) < share * 2**32)) for row in rows]
     return (
         [row for row, out in zip(rows, held, strict=True) if not out],
         [row for row, out in zip(rows, held, strict=True) if out],
@@ -98,10 +102,13 @@ class Encoder:
         template: for messages; None: there is none.
         seq_len: tokens of prompt and answer together, at most.
         max_response: tokens of an answer, its end among them, at most.
+        cut: longer answers end there, without an end, as those of a policy do; False: they are an error.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: chat.Template | None, seq_len: int, max_response: int):
-        self.tokenizer, self._template = tokenizer, template
+    def __init__(
+        self, tokenizer: Tokenizer, template: chat.Template | None, seq_len: int, max_response: int, cut: bool = False
+    ):
+        self.tokenizer, self._template, self._cut = tokenizer, template, cut
         self._seq_len, self._max_response = seq_len, max_response
 
     def prompt(self, row: Row) -> list[int]:
@@ -118,20 +125,17 @@ class Encoder:
         return self.tokenizer.prompt(_text(row, "prompt")) or [self.tokenizer.end]
 
     def answer(self, row: Row, text: str) -> list[int]:
-        """The tokens of an answer to a row's prompt, with its end.
+        """The tokens of an answer to a row's prompt, with its end: as a policy would say it, the text by itself.
 
         Raises:
             UserError: an empty one.
-            TooLongError: more than max_response tokens.
+            TooLongError: more than max_response tokens, unless they are cut.
         """
         if not isinstance(text, str) or not (text.strip() or "prompt" in row):
             raise UserError("a response is empty" if isinstance(text, str) else f"a response is {text!r}, no text")
-        if "messages" in row:
-            said = [*self._messages(row), chat.Message(role="assistant", content=text)]
-            whole = chat.encode(self._chat_template(), self.tokenizer, said, add_generation_prompt=False)
-            tokens = self._ended(_behind(self.prompt(row), whole))
-        else:
-            tokens = [*self.tokenizer.encode(text), self.tokenizer.end]
+        tokens = [*self.tokenizer.encode(text), self._end if "messages" in row else self.tokenizer.end]
+        if self._cut:
+            return tokens[: self._max_response]
         if len(tokens) > self._max_response:
             raise TooLongError(
                 f"a response has {len(tokens)} tokens with its end; max_response is {self._max_response}"
@@ -213,11 +217,15 @@ class Encoder:
             )
         return self._template
 
-    def _ended(self, tokens: list[int]) -> list[int]:
-        """Up to the first token that ends an answer: a template may write a new line behind it."""
-        for i, token in enumerate(tokens):
+    @functools.cached_property
+    def _end(self) -> int:
+        """The token that the template ends an answer with; it may write a new line behind it."""
+        asked = [chat.Message(role="user", content="?")]
+        said = [*asked, chat.Message(role="assistant", content="!")]
+        whole = chat.encode(self._chat_template(), self.tokenizer, said, add_generation_prompt=False)
+        for token in _behind(self.prompt({"messages": asked}), whole):
             if token in self.tokenizer.stops:
-                return tokens[: i + 1]
+                return token
         raise UserError("the chat template writes no token behind an answer that ends it")
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt4jax import job
+from gpt4jax import files, job
 from gpt4jax.align import answers as of_answers
 from gpt4jax.align import examples, exports, policy, rollout, sources, world
 from gpt4jax.align.form import Form
@@ -50,6 +50,11 @@ def check(config) -> None:
     for name in _SHARES:
         if not 0 <= options[name] <= 1:
             raise UserError(f"ppo.{name} is {options[name]}; it must be from 0 to 1")
+    if options.pretraining_coefficient and options.pretraining_rows % config.optimizer.micro_batches:
+        raise UserError(
+            f"ppo.pretraining_rows {options.pretraining_rows} is not a multiple of ppo.micro_batches "
+            f"{config.optimizer.micro_batches}"
+        )
     parts = options.minibatches * config.optimizer.micro_batches
     if config.batch_size % parts:
         raise UserError(
@@ -154,7 +159,8 @@ def _prompts(setting: Setting) -> tuple[list[tuple[examples.Row, list[int]]], li
         return row, encoder.fits(encoder.prompt(row), options.max_response)
 
     found = []
-    for rows in examples.split(sources.rows(options.data, "prompts", setting.config.seed), options.held_out):
+    every = sources.rows(options.data, "prompts", setting.config.seed, files.on_disk(setting.cache_dir))
+    for rows in examples.split(every, options.held_out):
         kept = examples.encode_all(rows, encode, options.too_long, f"prompts {options.data}") if rows else ([], 0)
         found.append(list(kept[0]))
         if kept[1]:

@@ -101,7 +101,8 @@ def _setting(config, here: files.Path, job_workdir: files.Path) -> Setting:
         base = jax.jit(partial(model.init, model_config), out_shardings=shardings)(jax.random.key(config.seed))
     else:
         base = start.place(shardings)
-    encoder = examples.Encoder(tok, template, config.data.seq_len, config.align.max_response)
+    cut = config.align.too_long == "cut"
+    encoder = examples.Encoder(tok, template, config.data.seq_len, config.align.max_response, cut)
     form = Form.of(config.align, model_config)
     return Setting(config, model_config, form, mesh, here, job_workdir, cache_dir, encoder, base)
 
@@ -125,7 +126,7 @@ def _examples(setting: Setting, name: str, kind: str, encode, responses: int = 0
     options = setting.config.align
     if not name:
         raise UserError(f"{options.stage}.data is not set: where are its {kind}? ({', '.join(sources.NAMES)})")
-    rows = sources.rows(name, kind, setting.config.seed, responses)
+    rows = sources.rows(name, kind, setting.config.seed, files.on_disk(setting.cache_dir), responses)
     train, held = examples.split(rows, options.held_out)
     kept = examples.encode_all(train, encode, options.too_long, f"{kind} {name}")
     held_kept = examples.encode_all(held, encode, options.too_long, f"{kind} {name}, held out") if held else ((), 0)

@@ -38,6 +38,8 @@ def test_all_answers_of_a_conversation_are_learnt_and_nothing_else(encoder):
     assert text_of(tokens) == "<system>Be brief.|\n<user>2+2?|\n<assistant>4|\n<user>And 3?|\n<assistant>5|"
     shown = "".join(one if yes else "." for one, yes in zip(text_of(tokens), learnt, strict=True))
     assert shown.replace(".", "") == "4|5|"
+    line = encoder.ranked({**said("s", "u"), "responses": ["\na", "b "], "ranks": [0, 1]}, most=2)
+    assert [text_of(one) for one in line.answers] == ["\na|", "b |"]
     plain = encoder.demonstration({"prompt": "ab", "response": "cd"})
     assert text_of(plain.tokens) == "|abcd|" and plain.learnt == [False] * 3 + [True] * 3
 
