@@ -59,7 +59,8 @@ def _stage_default(name: str) -> ml_collections.ConfigDict:
 
 def _ppo(s: ml_collections.ConfigDict) -> None:
     """Published details of PPO, each a switch: `gpt4jax.align.ppo` says which is whose."""
-    s.reward = "reward"  # a stage, a folder that one exported, or "gold": the known world's own
+    s.reward = "reward"  # a stage, a folder that one exported, "gold" (the known world's own), or "": rules alone
+    s.rules = 0.0  # what rules say of an answer to a prompt of that "kind" (`rules.REWARDS`) counts so much beside it
     s.temperature = 1.0  # that answers are drawn at
     s.inner_epochs = 4  # passes over a round's answers
     s.minibatches = 1  # parts of a round, each an optimizer step

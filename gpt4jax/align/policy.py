@@ -16,9 +16,10 @@ import optax
 from jax.sharding import Mesh
 
 from gpt4jax.align import answers as of_answers
-from gpt4jax.align import ppo, rollout, supervised
+from gpt4jax.align import ppo, rollout, rules, supervised
 from gpt4jax.align.answers import Answers
 from gpt4jax.align.form import Form
+from gpt4jax.align.rubric import CLASSES
 from gpt4jax.errors import UserError
 from gpt4jax.inference import Engine
 from gpt4jax.model import Config
@@ -266,5 +267,27 @@ def on_answers(config: Config, params: Params, head: of_answers.Head, rows) -> S
     def scorer(index_b: np.ndarray, drawn: rollout.Drawn) -> np.ndarray:
         del index_b
         return jax.device_get(score(params, head, jax.device_put(drawn.answers, rows)))
+
+    return scorer
+
+
+def on_rules(prompts: Sequence[Mapping[str, Any]]) -> Scorer:
+    """Rules as a scorer: the worth of each answer's class, by its words (`rules.lexical_class`), to its kind of prompt.
+
+    Raises:
+        UserError: a prompt without a kind, or one that there is none of.
+    """
+    for number, prompt in enumerate(prompts, 1):
+        if prompt.get("kind") not in rules.KINDS:
+            raise UserError(
+                f"ppo.rules needs the kind of each prompt, and row {number} has {prompt.get('kind')!r}; there are "
+                f"{', '.join(rules.KINDS)}"
+            )
+
+    def scorer(index_b: np.ndarray, drawn: rollout.Drawn) -> np.ndarray:
+        kinds = [prompts[i]["kind"] for i in index_b]
+        classes = [rules.lexical_class(text, kind) for text, kind in zip(drawn.texts, kinds, strict=True)]
+        phi_bi = np.array([[one == cls for one in CLASSES] for cls in classes], np.float64)
+        return rules.rewards(phi_bi, kinds)
 
     return scorer

@@ -26,7 +26,7 @@ _CHOICES = {"kl_estimator": ("k1", "k2", "k3"), "value_from": ("reward", "policy
 _POSITIVE = ("inner_epochs", "minibatches", "max_kl", "clip", "kl_horizon", "pretraining_rows", "temperature")
 _AT_LEAST_0 = (
     "kl_coefficient", "kl_target", "value_clip", "value_coefficient", "value_learning_rate", "missing_end_penalty",
-    "pretraining_coefficient",
+    "pretraining_coefficient", "rules",
 )  # fmt: skip
 _SHARES = ("discount", "decay", "average_decay")
 
@@ -170,8 +170,23 @@ def _prompts(setting: Setting) -> tuple[list[tuple[examples.Row, list[int]]], li
 
 
 def _judge(setting: Setting, rows: Sequence[examples.Row]) -> tuple[exports.RewardModel | None, policy.Scorer]:
-    """What answers are worth: a reward model, or (None) the known world itself."""
+    """What answers are worth: by a reward model, or (None) without one; with rules beside it, if they count."""
+    weight = setting.config.align.rules
+    model, scorer = _without_rules(setting, rows)
+    if not weight:
+        return model, scorer
+    ruled = policy.on_rules(rows)
+    return model, lambda index_b, drawn: scorer(index_b, drawn) + weight * ruled(index_b, drawn)
+
+
+def _without_rules(
+    setting: Setting, rows: Sequence[examples.Row]
+) -> tuple[exports.RewardModel | None, policy.Scorer]:  # fmt: skip
     name = setting.config.align.reward
+    if not name:
+        if not setting.config.align.rules:
+            raise UserError("ppo.reward is empty and ppo.rules is 0: what are answers worth?")
+        return None, lambda index_b, drawn: np.zeros(len(index_b))
     if name == "gold":
 
         def gold(index_b: np.ndarray, drawn: rollout.Drawn) -> np.ndarray:
