@@ -131,7 +131,7 @@ def build(setting: Setting) -> Built:
     measure = _measure(setting, rounds, frozen, held or train, len(train) if held else 0)
     program = runs.Program(
         rows, lambda arrays: arrays, rounds, measure, states.laid_out(abstract, shardings),
-        partial(jax.jit(begin, out_shardings=shardings), frozen, head), frozen=(frozen,),
+        partial(jax.jit(begin, out_shardings=shardings), frozen, head), frozen=(frozen,), from_foreign=True,
     )  # fmt: skip
 
     def exported(state: policy.PolicyState) -> tuple[Params, Any]:

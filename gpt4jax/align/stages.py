@@ -266,6 +266,7 @@ def _supervised(
     program = runs.Program(
         rows, batch_of, train_step, measure, states.laid_out(abstract, shardings),
         partial(jax.jit(begin, out_shardings=shardings), setting.base), frozen=(frozen,),
+        from_foreign=bool(config.init_from) and not head,  # a head of zeros says nothing
     )  # fmt: skip
 
     def exported(state: states.TrainState) -> tuple[Params, Any]:

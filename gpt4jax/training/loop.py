@@ -45,12 +45,13 @@ class Loop:
 
     def __init__(
         self, config, mesh, rows, batch_of, step, frozen, evaluation_of, checkpoints, log, writer, progress,
-        watch: Watch,
+        watch: Watch, from_foreign: bool,
     ):  # fmt: skip
         self.config, self.mesh, self.rows, self.batch_of = config, mesh, rows, batch_of
         self.step, self.frozen, self.evaluation_of = step, frozen, evaluation_of
         self.checkpoints, self.log, self.writer, self.progress = checkpoints, log, writer, progress
         self.clock, self.journal, self.check = watch
+        self.from_foreign = from_foreign
         self.finished = False
         self.evaluation: dict[str, float] = {}  # the newest
 
@@ -72,7 +73,7 @@ class Loop:
         for step in range(first_step, config.num_steps + 1):
             # Step `step` is done; a resumed run may have been stopped just here.
             last = step == config.num_steps
-            foreign = step == 0 and bool(config.init_from)  # how good are they before any step of ours?
+            foreign = step == 0 and self.from_foreign  # how good are they before any step of ours?
             if (foreign or _due(step, config.eval.eval_every_steps, last)) and step not in done:
                 self.evaluate(state.params, step, stop)
             stopping = stop.poll()  # asked once: what is saved and what ends the run must be the same step

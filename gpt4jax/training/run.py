@@ -28,6 +28,7 @@ class Program(NamedTuple):
         frozen: what the step needs and does not change.
         flops_per_token, peak_flops: of a step's tokens, and of a device; None: utilisation is not told.
         check: of what devices compute.
+        from_foreign: the run starts from weights of others: how good they are is measured before the first step.
     """
 
     rows: Any
@@ -40,6 +41,7 @@ class Program(NamedTuple):
     flops_per_token: float = 0.0
     peak_flops: float | None = None
     check: corruption.Check | None = None
+    from_foreign: bool = False
 
 
 class Ended(NamedTuple):
@@ -88,7 +90,7 @@ def run(config, mesh: Mesh, workdir: files.Path, program: Program, clock: goodpu
             step = Compiled(step, clock, progress.say)
         loop = Loop(
             config, mesh, program.rows, program.batch_of, step, program.frozen, program.measure, checkpoints, log,
-            writer, progress, Watch(clock, journal, program.check),
+            writer, progress, Watch(clock, journal, program.check), program.from_foreign,
         )  # fmt: skip
         dog = stack.enter_context(contextlib.closing(processes.Watchdog(config.mesh.stall_seconds, _stalled)))
         together = processes.stop_together if processes.joined() else None

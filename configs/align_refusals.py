@@ -1,0 +1,24 @@
+"""SmolLM2-135M-Instruct learns to refuse, by adapters: made refusals of prompts that ask for harm (rules.py).
+
+python -m gpt4jax.align --config configs/align_refusals.py --workdir runs/refusals
+"""
+
+from gpt4jax.align.config import default
+
+
+def get_config():
+    """The config of this job; every key and its meaning: gpt4jax/align/config.py and gpt4jax/config.py."""
+    c = default()
+    c.stages = ("sft",)
+    c.model.update(
+        vocab_size=49152, num_layers=30, embed_dim=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1536,
+        max_seq_len=8192, norm="rmsnorm", position="rope", rope_theta=1e5, activation="swiglu", use_bias=False,
+        loss_chunk_len=128,
+    )  # fmt: skip
+    c.data.seq_len = 256
+    c.optimizer.weight_decay = 0.0
+    c.sft.update(
+        num_steps=20, batch_size=2, learning_rate=5e-4, warmup_steps=2, data="twins", log_every_steps=1, lora_rank=8,
+        init_from="smollm2-135m-instruct",
+    )  # fmt: skip
+    return c
