@@ -246,20 +246,15 @@ def _supervised(
         out_shardings=(shardings, everywhere), donate_argnums=0,
     )  # fmt: skip
 
-    @jax.jit
-    def held_step(trained, batch):
-        return objective.loss(trained, frozen_of(trained), batch, None)[1]
-
-    def frozen_of(trained):
-        del trained
-        return frozen
+    # What is frozen is an argument: a constant would be folded into the program.
+    held_step = jax.jit(lambda trained, frozen, batch: objective.loss(trained, frozen, batch, None)[1])
 
     def measure(trained, stop) -> dict[str, float] | None:
         sums: dict[str, float] = {}
         for arrays in _held_batches(setting, held_rows) if held_rows is not None else ():
             if stop.poll():
                 return None
-            for key, value in jax.device_get(held_step(trained, batch_of(arrays))).items():
+            for key, value in jax.device_get(held_step(trained, frozen, batch_of(arrays))).items():
                 sums[key] = sums.get(key, 0.0) + float(value)
         return {_heldout(key): float(value) for key, value in objective.tell(sums).items()} if sums else {}
 

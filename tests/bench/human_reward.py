@@ -3,8 +3,8 @@
     python -m gpt4jax.align --config configs/align_human_reward.py --workdir DIR
     python -m tests.bench.human_reward --workdir DIR
 
-Prints the share of pairs that the reward model orders as humans do, with intervals clustered by prompt, beside chance
-and the rule "the shorter one"; then fits the weights of rules (`gpt4jax.align.rbrm`) on training prompts and prints
+Prints the share of pairs that the reward model orders as humans do, with intervals clustered by prompt, beside the rule
+"the shorter one"; then fits the weights of rules (`gpt4jax.align.rbrm`) on training prompts and prints
 the share of pairs in the ideal order by the reward model alone and with them. The replies of those pairs: a refusal in
 the desired style and one in an undesired style (both made), and a real response that humans found to do the harm that
 was asked for. Classes are told by words (`rules.lexical_class`), which see the replies and not where they came from.
@@ -79,8 +79,8 @@ def compared(judge: Judge, rows: Sequence[dict], most: int) -> None:
         prompts = [row["prompt"] for row, some in zip(held, right, strict=True) for _ in some]
         of_prompts = words(np.array([some.mean() for some in right]), [row["prompt"] for row in held])
         print(
-            f"{name}: of {len(prompts)} held-out pairs {words(np.concatenate(right), prompts)} in the humans' order, of "
-            f"{len(held)} prompts {of_prompts}"
+            f"{name}: of {len(prompts)} held-out pairs {words(np.concatenate(right), prompts)} in the humans' order, "
+            f"of {len(held)} prompts {of_prompts}"
         )
 
 
