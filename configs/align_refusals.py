@@ -16,9 +16,11 @@ def get_config():
         loss_chunk_len=128,
     )  # fmt: skip
     c.data.seq_len = 256
+    c.max_response = 60
+    c.too_long = "cut"  # the model's own answers go on; where they are cut no end is learnt
     c.optimizer.weight_decay = 0.0
     c.sft.update(
-        num_steps=20, batch_size=2, learning_rate=5e-4, warmup_steps=2, data="twins", log_every_steps=1, lora_rank=8,
+        num_steps=40, batch_size=2, learning_rate=5e-4, warmup_steps=2, data="twins", log_every_steps=1, lora_rank=8,
         init_from="smollm2-135m-instruct",
     )  # fmt: skip
     return c

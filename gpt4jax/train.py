@@ -75,7 +75,8 @@ def train(config, workdir: files.Path, *, profile: bool = False) -> int:
         partial(_first_state, config, model_config, tx, shardings, start),
         flops_per_token=flops.flops_per_token(model_config, config.data.seq_len)["train"],
         peak_flops=flops.peak_flops(jax.devices()[0].device_kind),
-        from_foreign=bool(config.init_from), check=corruption.Check(step, (shardings, rows), mesh) if config.mesh.verify_every_steps else None,
+        from_foreign=bool(config.init_from),
+        check=corruption.Check(step, (shardings, rows), mesh) if config.mesh.verify_every_steps else None,
     )  # fmt: skip
     ended = runs.run(config, mesh, workdir, program, clock, profile=profile)
     if ended.stopped is not None:
