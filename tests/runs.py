@@ -43,6 +43,25 @@ def run(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subp
     return subprocess.run(command(job, *flags), env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@contextlib.contextmanager
+def _compiled_once():
+    """In here a program that an earlier job has compiled is loaded, as in jobs that are started (tests/conftest.py)."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+
+    def use(cache: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", cache)
+        compilation_cache.reset_cache()  # it looks at the setting once
+
+    use(True)
+    try:
+        yield
+    finally:
+        use(before)
+
+
 def here(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs a job to its end in this process, which shows it some of its devices: what a start costs is saved."""
     import jax
@@ -52,6 +71,7 @@ def here(job: str, *flags: object, cache: pathlib.Path, devices: int = 1) -> sub
     argv, out, err = [job, *map(str, flags)], io.StringIO(), io.StringIO()
     shown = jax.local_devices()[:devices]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_compiled_once())
         stack.enter_context(mock.patch.object(jax, "devices", return_value=shown))
         stack.enter_context(mock.patch.dict(os.environ, GPT4JAX_CACHE=str(cache), JAX_PLATFORMS="cpu"))
         stack.enter_context(mock.patch.object(sys, "argv", argv))
