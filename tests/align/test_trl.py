@@ -226,7 +226,7 @@ def adamw_of(configs):
 
 @pytest.mark.parametrize("name", ["ended", "full"])
 def test_a_whole_update(name):
-    """From the weights, the drawn tokens and their scores to the weights after the last step; nothing else of TRL's."""
+    """From TRL's weights, tokens, scores and order of rows to its weights after the last step; all else is ours."""
     run = part(name)
     params, configs = both("before")
     rows_bt, places_bt = prompts_and_answers(run)
@@ -259,7 +259,8 @@ def test_a_whole_update(name):
     for i in range(len(run["pg_clipfrac"])):
         gradient = gradient_of(params, run[f"{i}/mini_batch_inds"])
         if i == 0 and "gradient" in run:
-            jax.tree.map(assert_near, gradient, both(f"{name}/gradient")[0])
+            # Up to 1.6 in size, and summed over all tokens through two layers.
+            jax.tree.map(functools.partial(assert_near, atol=5e-6), gradient, both(f"{name}/gradient")[0])
         updates, state = adamw.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     # Adam divides a gradient by its size + eps, so rounding's 1e-7 or so counts most where a gradient is below eps.
