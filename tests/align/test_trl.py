@@ -249,20 +249,23 @@ def test_a_whole_update(name):
     advantages_bt = white(advantages_bt, tokens_bt, shift=True)
     drawn = dict(logprobs=log_p_bt, values=values_bt, advantages=advantages_bt, returns=returns_bt) | masks(run)
 
-    @jax.jit
-    @jax.grad
-    def gradient_of(params, rows):
+    adamw = adamw_of(configs)
+
+    def loss(params, rows):
         return losses(*read(params, rows_bt[rows], places_bt[rows]), drawn, rows)[0]
 
-    adamw = adamw_of(configs)
+    @jax.jit
+    def step(params, state, rows):
+        gradient = jax.grad(loss)(params, rows)
+        updates, state = adamw.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, gradient
+
     state = adamw.init(params)
     for i in range(len(run["pg_clipfrac"])):
-        gradient = gradient_of(params, run[f"{i}/mini_batch_inds"])
+        params, state, gradient = step(params, state, run[f"{i}/mini_batch_inds"])
         if i == 0 and "gradient" in run:
             # Up to 1.6 in size, and summed over all tokens through two layers.
             jax.tree.map(functools.partial(assert_near, atol=5e-6), gradient, both(f"{name}/gradient")[0])
-        updates, state = adamw.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
     # Adam divides a gradient by its size + eps, so rounding's 1e-7 or so counts most where a gradient is below eps.
     atol = option("learning_rate") * 5e-8 / option("adam_epsilon")
     jax.tree.map(functools.partial(assert_near, atol=atol), params, both(f"{name}/after")[0])
