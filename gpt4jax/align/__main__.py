@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from gpt4jax import files, job
+from gpt4jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,9 +18,13 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = job.parse(parser, argv)
     from gpt4jax.align import config as align_config
     from gpt4jax.align import stages
+    from gpt4jax.parallel import processes
 
     config = align_config.load(flags.config, overrides)
     workdir = files.absolute(files.user_path(flags.workdir))
+    processes.join(config.mesh, workdir, job.say)
+    if processes.joined():
+        raise UserError("alignment runs in one process, on all devices of its host: start it on one host alone")
     for name in config.stages:
         status = stages.run(config, name, workdir)
         if status:

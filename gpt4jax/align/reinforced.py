@@ -17,7 +17,7 @@ from gpt4jax.data import loader, text
 from gpt4jax.errors import UserError
 from gpt4jax.inference import Engine
 from gpt4jax.model.parameters import Params
-from gpt4jax.parallel import partition, processes
+from gpt4jax.parallel import partition
 from gpt4jax.training import optimizer, step
 from gpt4jax.training import run as runs
 from gpt4jax.training import state as states
@@ -60,8 +60,6 @@ def check(config) -> None:
         raise UserError(
             f"ppo.batch_size {config.batch_size} is not a multiple of ppo.minibatches x ppo.micro_batches = {parts}"
         )
-    if processes.joined():
-        raise UserError("PPO's answers are drawn by one process: start it on one host (other stages run on several)")
 
 
 def build(setting: Setting) -> Built:
