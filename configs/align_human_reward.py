@@ -1,6 +1,9 @@
 """A reward model from SmolLM2-135M-Instruct and what humans scored for harm (gpt4jax/align/human_scored.py).
 
-python -m gpt4jax.align --config configs/align_human_reward.py --workdir runs/human_reward
+    python -m gpt4jax.align --config configs/align_human_reward.py --workdir runs/human_reward
+    python -m tests.bench.human_reward --workdir runs/human_reward
+
+Not measured yet: on two cores beside other jobs it was stopped in its first evaluation.
 """
 
 from gpt4jax.align.config import default

@@ -1,6 +1,12 @@
 """SmolLM2-135M-Instruct learns to refuse, by adapters: made refusals of prompts that ask for harm (rules.py).
 
-python -m gpt4jax.align --config configs/align_refusals.py --workdir runs/refusals
+    python -m tests.bench.refusals write --weights smollm2-135m-instruct --out own.jsonl
+    python -m gpt4jax.align --config configs/align_refusals.py --workdir DIR --config.sft.data=jsonl:own.jsonl
+
+Two cores beside other jobs, jax 0.10.2, float32: 7 minutes of steps at some 60 tokens/s; held-out demonstrations 1.412
+nats a token before and 0.902 after. On held-out prompts it complies with 24% of those that ask for harm instead of 82%,
+and refuses 67% of benign ones instead of 9%; with refusals alone (the config as it is, 20 steps) it refuses all of both
+(`python -m tests.bench.refusals`). On a GPU or TPU: not measured.
 """
 
 from gpt4jax.align.config import default

@@ -3,6 +3,7 @@
     python -m gpt4jax.align --config configs/align_rules.py --workdir DIR --config.ppo.init_from=DIR/sft/export
 
 The reward of an answer is the worth of its class to its kind of prompt (gpt4jax/align/rules.py), told by words.
+Not measured yet: on two cores beside other jobs it was stopped in its first evaluation.
 """
 
 from gpt4jax.align.config import default
