@@ -307,7 +307,7 @@ def _call(engine: Engine, writings: Sequence[_Writing], available: dict[str, Too
         call = tools.read(done.text) if done.finish == "stop" else None
         result = None if call is None else tools.run(call, available)
         # START's own beginning goes: the call is written with it, and without a call the text goes on as it likes.
-        one.said = one.said[: len(one.said) - len(start) + 1]
+        one.said, one.left = one.said[: len(one.said) - len(start) + 1], one.left + len(start) - 1
         if call is None or result is None:
             one.failed, one.may_call = one.failed + 1, 0
         else:
