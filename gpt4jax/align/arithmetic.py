@@ -122,6 +122,24 @@ def problem(seed: int, index: int, difficulty: Difficulty) -> Problem:
     return Problem(f"{', '.join([f'{name} has {start} {thing}', *told])}. How many now?", start, steps)
 
 
+def rearranged(one: Problem, rng: np.random.Generator) -> Problem:
+    """The same question, answered in a random order of its numbers: another chain of thought with the same answer.
+
+    Of all orders without a negative result each is as likely.
+
+    Raises:
+        ValueError: it multiplies or divides, where the order matters.
+    """
+    terms = [("+", one.start), *one.steps]
+    if any(operator not in "+-" for operator, _ in terms):
+        raise ValueError(f"{one.expression} can't be done in another order: only + and - can")
+    while True:  # the order of the question is one of those that will do
+        (operator, start), *steps = (terms[i] for i in rng.permutation(len(terms)))
+        other = Problem(one.question, start, tuple(steps))
+        if operator == "+" and min(other.results) >= 0:
+            return other
+
+
 def split(one: Problem) -> str:
     """Which of SPLITS a problem belongs to."""
     bucket = int.from_bytes(hashlib.sha256(one.expression.encode()).digest(), "big") % 100

@@ -1,10 +1,12 @@
 """Problems of arithmetic: what they ask is what they answer, by Python's own fractions."""
 
 import ast
+import itertools
 import operator
 import re
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from gpt4jax.align import arithmetic
@@ -49,6 +51,23 @@ def test_a_story_tells_all_numbers_in_their_order_and_a_bare_sum_is_the_sum():
         assert bare.question == f"What is {bare.expression}?"
 
 
+def test_other_orders_give_the_same_answer_and_all_of_them_come():
+    one = arithmetic.Problem("What is 9-7+4-1?", 9, (("-", 7), ("+", 4), ("-", 1)))
+    terms = [9, -7, 4, -1]
+    orders = {
+        order for order in itertools.permutations(terms) if order[0] > 0 and min(itertools.accumulate(order)) >= 0
+    }
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(300):
+        other = arithmetic.rearranged(one, rng)
+        found.add((other.start, *(int(f"{op}{n}") for op, n in other.steps)))
+        assert other.answer == 5 and other.question == one.question
+        assert arithmetic.verify(one, other.path) == (True, True)
+    assert found == orders and len(orders) > 8
+    with pytest.raises(ValueError, match="another order"):
+        arithmetic.rearranged(arithmetic.Problem("What is 2*3?", 2, (("*", 3),)), rng)
+
+
 def test_a_problem_is_a_function_of_seed_and_index():
     one = arithmetic.problem(3, 7, HARD)
     assert arithmetic.problem(3, 7, HARD) == one
@@ -83,7 +102,7 @@ def test_splits_share_no_sum_whatever_the_seed_or_the_words():
         ("The answer is 13.", (True, False)),
         ("11-7=4. The answer is 4.", (False, True)),
         ("13", (False, False)),
-        ("8/2=4. 8/0=4. The answer is 13", (True, False)),
+        ("8/2=4. 0/0=4. The answer is 13", (True, False)),
         ("The answer is 12. The answer is 13.", (False, False)),
     ],
 )

@@ -161,7 +161,7 @@ def test_a_sampled_path_is_a_function_of_its_question_and_number(engine):
 def engine():
     from gpt4jax import model
 
-    config = model.Config(**next(iter(SHAPES.values())) | {"max_seq_len": 64, "vocab_size": 257})
+    config = model.Config(**next(iter(SHAPES.values())) | {"num_layers": 1, "max_seq_len": 64, "vocab_size": 257})
     return Engine(config, perturbed(config), tokenizer=from_bytes(), rows=3)
 
 

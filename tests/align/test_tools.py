@@ -104,7 +104,7 @@ def test_calls_are_read_as_they_are_written():
 
 @pytest.fixture(scope="module")
 def served():
-    config = model.Config(**next(iter(SHAPES.values())) | {"max_seq_len": 128, "vocab_size": 257})
+    config = model.Config(**next(iter(SHAPES.values())) | {"num_layers": 1, "max_seq_len": 128, "vocab_size": 257})
     params = perturbed(config)
     return config, params, Engine(config, params, tokenizer=BYTES, rows=3)
 

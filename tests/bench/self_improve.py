@@ -19,15 +19,15 @@ import numpy as np
 
 from gpt4jax import files, job
 from gpt4jax.align import arithmetic, self_improve
-from gpt4jax.align.self_improve import Demonstration, Exemplar, Sampling
+from gpt4jax.align.self_improve import Demonstration, Exemplar, Sampling, Voted
 from gpt4jax.evals import stats
 from gpt4jax.inference import Engine
 from tests import runs
 
 SUMS = arithmetic.Difficulty(fewest=3, most=4, largest=20, words=False)
 EXEMPLARS = 2
-MAX_TOKENS = 48  # of a chain: the longest right one has 40
-VOCABULARY = 320
+MAX_TOKENS = 64  # of a chain: the longest right ones have some 40
+VOCABULARY = 384  # with most numbers as one token
 SHAPE = {
     "model.vocab_size": VOCABULARY, "model.embed_dim": 128, "model.num_heads": 4, "model.num_kv_heads": 4,
     "model.head_dim": 32, "model.mlp_dim": 352, "batch_size": 16, "eval.eval_every_steps": 0, "eval.sample_prompt": "",
@@ -66,6 +66,9 @@ class Trial:
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.seed = flags, flags.seed
         worked = arithmetic.problems(self.seed, "demonstrations", EXEMPLARS + flags.demonstrations, SUMS)
+        # Chains go through the numbers in any order: as a question has many right chains, votes can tell more than one.
+        rng = np.random.default_rng(self.seed)
+        worked = [arithmetic.rearranged(one, rng) for one in worked]
         self.exemplars = [Exemplar(one.question, one.path) for one in worked[:EXEMPLARS]]
         self.given = [
             demonstration
@@ -95,18 +98,29 @@ class Trial:
         self.confidence(voted, golds)
         return right
 
-    def confidence(self, voted: list[self_improve.Voted], golds: list[str]) -> None:
+    def confidence(self, voted: list[Voted], golds: list[str]) -> None:
         """Prints how often the majority is right, by how large it is."""
         for low, high, estimate in self_improve.by_confidence(voted, golds):
             if estimate is not None:
                 told(f"majority of a confidence in ({low}, {high}], {estimate.items} questions", estimate)
 
-    def tune(self, model: pathlib.Path, data: list[Demonstration], name: str) -> pathlib.Path:
+    def draw(self, model: pathlib.Path, number: int) -> list[Voted]:
+        """The paths that a model draws for the questions without answers; those that are there already are read."""
+        kept = model.parent / "paths.jsonl"
+        if not kept.is_file():
+            temperature = self_improve.TUNED_TEMPERATURE if number else self_improve.TEMPERATURE
+            drawn = Sampling(self.flags.paths, temperature, max_tokens=MAX_TOKENS, seed=self.seed + number)
+            voted = self_improve.ask(serve(model, self.flags.rows), self.unanswered, self.exemplars, drawn)
+            files.replace(kept, "".join(json.dumps(one.paths) + "\n" for one in voted))
+        lines = kept.read_text().splitlines()
+        return [self_improve.vote(one, json.loads(line)) for one, line in zip(self.unanswered, lines, strict=True)]
+
+    def tune(self, model: pathlib.Path, data: list[Demonstration], folder: pathlib.Path) -> pathlib.Path:
         """Fine-tunes a model, on as many demonstrations as it will see, drawn without replacement."""
         most = self.flags.tune_steps * 16 * 4
         chosen = np.random.default_rng(self.seed).permutation(len(data))[:most]
         return train(
-            model.parent.parent / name, [data[i] for i in chosen], init_from=model, num_steps=self.flags.tune_steps,
+            folder, [data[i] for i in chosen], init_from=model, num_steps=self.flags.tune_steps,
             **{"data.tokenizer": "weights", "optimizer.learning_rate": self.flags.tune_rate},
         )  # fmt: skip
 
@@ -119,7 +133,7 @@ def main() -> int:
     parser.add_argument("--held_out", type=int, default=400, help="sums that models are compared on")
     parser.add_argument("--paths", type=int, default=self_improve.PATHS)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--least_confidence", type=float, default=0.0)
+    parser.add_argument("--least_confidence", type=float, nargs="+", default=[0.0], help="of questions to learn from")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--tune_steps", type=int, default=500)
     parser.add_argument("--tune_rate", type=float, default=5e-4)
@@ -135,23 +149,23 @@ def main() -> int:
     )  # fmt: skip
     print("before", flush=True)
     before = trial.ask(base)
-    rounds = self_improve.improve(
-        base, trial.unanswered, trial.exemplars, Sampling(flags.paths, max_tokens=MAX_TOKENS, seed=flags.seed),
-        rounds=flags.rounds, engine_of=lambda model: serve(model, flags.rows),
-        fine_tune=lambda model, data, i: trial.tune(model, data, f"round{i + 1}"),
-        least_confidence=flags.least_confidence,
-    )  # fmt: skip
     answers = [str(one.answer) for one in arithmetic.problems(flags.seed, "questions", flags.questions, SUMS)]
-    for i, (model, voted) in enumerate(rounds):
-        print(f"round {i + 1}: of the sums without answers (which only this line and those below know)", flush=True)
-        for name, estimate in self_improve.measure(voted, answers).items():
-            told(name, estimate)
-        trial.confidence(voted, answers)
-        print(f"after round {i + 1}", flush=True)
-        after = trial.ask(model)
-        for form in after:
-            told(f"greedy, {form}, after - before", stats.difference(after[form], before[form]))
-    control = trial.tune(base, trial.given, "control")
+    for least in flags.least_confidence:
+        model = base
+        for i in range(flags.rounds):
+            voted = trial.draw(model, i)
+            print(f"round {i + 1}: of the sums without answers (which only these lines know)", flush=True)
+            for name, estimate in self_improve.measure(voted, answers).items():
+                told(name, estimate)
+            trial.confidence(voted, answers)
+            data = self_improve.demonstrations(voted, trial.exemplars, least_confidence=least)
+            questions = sum(one.confidence >= least for one in voted)
+            print(f"after round {i + 1} on {questions} questions of a confidence of {least} or more", flush=True)
+            model = trial.tune(model, data, flags.workdir / f"confidence{least}-round{i + 1}")
+            after = trial.ask(model)
+            for form in after:
+                told(f"greedy, {form}, after - before", stats.difference(after[form], before[form]))
+    control = trial.tune(base, trial.given, flags.workdir / "control")
     print("the control: as many steps on what was given at first", flush=True)
     after = trial.ask(control)
     told("greedy, few_shot_cot, control - before", stats.difference(after["few_shot_cot"], before["few_shot_cot"]))

@@ -1,11 +1,11 @@
 """Does a model find out by itself when to use a calculator? `python -m tests.bench.toolformer --workdir DIR`.
 
 The texts are stories with one sum and its result: "Ann has 47 figs, gets 38. How many now? 85." A decoder of 0.9M
-parameters is trained from scratch on such texts; on some with a call at a random place, marked as such ("Calls: "); and
-on some behind a call and its result. These calls are of any operator and either order of the two numbers, so that few
-of them help: it has seen what calls look like, not when they are of use. Other texts are then annotated by Toolformer's
-filter, the model is fine-tuned on these, and asked sums that it has not seen. Beside it: the model before, which is
-made to call too; one fine-tuned on the same texts without their calls; and the Toolformer without its calculator.
+parameters is trained from scratch on such texts; on some with a call behind the story, marked as such ("Calls: "); and
+on some behind a call and its result. These calls are of any operator and either order of the two numbers: it has seen
+what calls look like, not which are of use. Other texts are then annotated by Toolformer's filter, the model is
+fine-tuned on these, and asked sums that it has not seen. Beside it: the model before, which is made to call too; one
+fine-tuned on the same texts without their calls; and the Toolformer without its calculator.
 All training is `gpt4jax.train` with a JSONL file. What is done already in DIR is not done again.
 """
 
@@ -42,26 +42,24 @@ def random_call(rng: np.random.Generator, one: Problem) -> Call:
 
 def is_own(call: Call, one: Problem) -> bool:
     """Whether a call is the text's own sum, in either order where that is the same."""
-    numbers = re.findall(r"\d+", call.input)
-    return len(numbers) == 2 and call.input in (one.expression, "".join((numbers[1], one.steps[0][0], numbers[0]))) and (
-        tools.calculator(call.input) == str(one.answer)
-    )  # fmt: skip
+    operator, other = one.steps[0]
+    return call.input == one.expression or (operator != "-" and call.input == f"{other}{operator}{one.start}")
 
 
 def corpus(seed: int, problems: list[Problem], with_calls: int) -> list[dict[str, str]]:
-    """The texts; of the first ones also with a call at a random place, and behind a call."""
+    """The texts; of the first ones also with a call at a random place behind the story, and behind a call."""
     rng = np.random.default_rng(seed)
     out = [text_of(one) for one in problems]
     for one in problems[:with_calls]:
         text, inside, before = text_of(one), random_call(rng, one), random_call(rng, one)
-        at = int(rng.choice(toolformer.places(text)))
+        at = int(rng.choice([place for place in toolformer.places(text) if place > text.index(".")]))
         out.append(f"{ASK}{text[:at]}{tools.write(inside, tools.run(inside, TOOLS))}{text[at:]}")
         out.append(f"{tools.write(before, tools.run(before, TOOLS)).lstrip()} {text}")
     return [{"prompt": "", "response": text} for text in out]
 
 
 def right(engine, problems: list[Problem], **settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each question: whether its greedy answer is right, whether a call was run, and whether it was the right one."""
+    """Of each question: whether its greedy answer is right, whether a call was run, and of the right sum."""
     answers = toolformer.generate(engine, [one.question for one in problems], TOOLS, max_tokens=12, **settings)
     said = [re.match(r" (\d+)\.", tools.strip(one.text)) for one in answers]
     calls = [[found.call for found in tools.find(one.text)] for one in answers]
@@ -121,7 +119,7 @@ def main() -> int:
     parser.add_argument("--positions", type=int, default=20)
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--least_gain", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--tune_steps", type=int, default=150)
     parser.add_argument("--tune_rate", type=float, default=5e-4)
     parser.add_argument("--rows", type=int, default=64, help="texts that are written at once; they change nothing")
