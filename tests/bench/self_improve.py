@@ -6,7 +6,7 @@ Trains a decoder of 0.8M parameters from scratch on some hundred sums with their
 of Huang et al. 2022; lets it answer other sums, whose answers nobody tells it, many times; fine-tunes it on the chains
 that most of its answers agree with; and asks both models sums that neither has seen. Beside it a control: the first
 model, trained for as many steps more on what it was given at first. All training is `gpt4jax.train` with a JSONL file.
-What is done already in DIR is not done again.
+Runs that are done already in DIR are not trained again, nor paths drawn again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MAX_TOKENS = 64  # of a chain: the longest right ones have some 40
 VOCABULARY = 384  # with most numbers as one token
 SHAPE = {
     "model.vocab_size": VOCABULARY, "model.embed_dim": 128, "model.num_heads": 4, "model.num_kv_heads": 4,
-    "model.head_dim": 32, "model.mlp_dim": 352, "batch_size": 16, "eval.eval_every_steps": 0, "eval.sample_prompt": "",
+    "model.head_dim": 32, "model.mlp_dim": 352, "batch_size": 8, "eval.eval_every_steps": 0, "eval.sample_prompt": "",
     "checkpoint.checkpoint_every_steps": 0,
 }  # fmt: skip
 
@@ -117,7 +117,7 @@ class Trial:
 
     def tune(self, model: pathlib.Path, data: list[Demonstration], folder: pathlib.Path) -> pathlib.Path:
         """Fine-tunes a model, on as many demonstrations as it will see, drawn without replacement."""
-        most = self.flags.tune_steps * 16 * 4
+        most = self.flags.tune_steps * 8 * 5
         chosen = np.random.default_rng(self.seed).permutation(len(data))[:most]
         return train(
             folder, [data[i] for i in chosen], init_from=model, num_steps=self.flags.tune_steps,
@@ -128,14 +128,16 @@ class Trial:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--demonstrations", type=int, default=600, help="sums that are answered for the first model")
+    parser.add_argument("--demonstrations", type=int, default=1000, help="sums that are answered for the first model")
     parser.add_argument("--questions", type=int, default=1000, help="sums that are not")
-    parser.add_argument("--held_out", type=int, default=400, help="sums that models are compared on")
+    parser.add_argument("--held_out", type=int, default=300, help="sums that models are compared on")
     parser.add_argument("--paths", type=int, default=self_improve.PATHS)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--least_confidence", type=float, nargs="+", default=[0.0], help="of questions to learn from")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--tune_steps", type=int, default=500)
+    parser.add_argument(
+        "--least_confidence", type=float, nargs="+", default=[0.0, 0.6], help="of questions to learn from"
+    )
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--tune_steps", type=int, default=800)
     parser.add_argument("--tune_rate", type=float, default=5e-4)
     parser.add_argument("--rows", type=int, default=64, help="chains that are drawn at once; they change nothing")
     parser.add_argument("--seed", type=int, default=0)

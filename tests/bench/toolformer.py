@@ -6,7 +6,7 @@ on some behind a call and its result. These calls are of any operator and either
 what calls look like, not which are of use. Other texts are then annotated by Toolformer's filter, the model is
 fine-tuned on these, and asked sums that it has not seen. Beside it: the model before, which is made to call too; one
 fine-tuned on the same texts without their calls; and the Toolformer without its calculator.
-All training is `gpt4jax.train` with a JSONL file. What is done already in DIR is not done again.
+All training is `gpt4jax.train` with a JSONL file. Runs that are done already in DIR are not trained again.
 """
 
 import argparse
@@ -113,14 +113,14 @@ def main() -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--texts", type=int, default=3000, help="that the first model learns from")
     parser.add_argument("--with_calls", type=int, default=2000, help="of these also with calls, and behind calls")
-    parser.add_argument("--annotate", type=int, default=500, help="texts that are annotated")
+    parser.add_argument("--annotate", type=int, default=1000, help="texts that are annotated")
     parser.add_argument("--held_out", type=int, default=400, help="sums that models are compared on")
-    parser.add_argument("--least_probability", type=float, default=0.0)
-    parser.add_argument("--positions", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=4)
-    parser.add_argument("--least_gain", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--tune_steps", type=int, default=150)
+    parser.add_argument("--least_probability", type=float, default=0.05)
+    parser.add_argument("--positions", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--least_gain", type=float, default=0.3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tune_steps", type=int, default=60)
     parser.add_argument("--tune_rate", type=float, default=5e-4)
     parser.add_argument("--rows", type=int, default=64, help="texts that are written at once; they change nothing")
     parser.add_argument("--seed", type=int, default=0)
