@@ -56,7 +56,7 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     d = np.sqrt(grid)
     axes.plot(d, [world.best_at(reference, one).gold - before for one in grid], color="0.6", label="best policy")
-    axes.plot(np.sqrt(kl), score - score[0], ".", color="C1", label="reward model's score of it")
+    axes.plot(np.sqrt(kl), score - score[0], ".", color="C1", label="reward model's score of it, 36 answers")
     axes.plot(np.sqrt(kl), gold - before, ".", color="C0", label="PPO's gold reward")
     axes.plot(d, law.gain(grid), color="C0", label=f"d ({law.a:.2f} - {law.b:.2f} log d)")
     axes.set(xlabel="d = sqrt(KL), KL in nats an answer", ylabel="gain over the policy before PPO")
