@@ -95,8 +95,7 @@ def default() -> ml_collections.ConfigDict:
     # "python_stdlib", "python_packages", "grammar:MEGABYTES", "code_tasks:MEGABYTES", "named_tasks:MEGABYTES",
     # "folder:PATH", "jsonl:PATH", or
     d.dataset = "python_stdlib"  # the name of a TFDS set that is prepared as ArrayRecord
-    # Or "bytes", "characters:abc" (a language of these), "gpt2", "cl100k_base", "weights" (that of init_from)
-    d.tokenizer = "bpe:4096"
+    d.tokenizer = "bpe:4096"  # or "bytes", "characters:abc", "gpt2", "cl100k_base", "weights": that of init_from
     d.seq_len = 256  # tokens in a row
     d.row_patches = 0  # with images: patches in a row; 0: as many as tokens
     d.row_images = 0  # ... and images in a row; 0: one for every 32 tokens

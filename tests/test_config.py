@@ -8,6 +8,7 @@ import pytest
 
 from gpt4jax import config as configuration
 from gpt4jax import model
+from gpt4jax.align import config as align_config
 from gpt4jax.errors import UserError
 from gpt4jax.model.vision_config import VisionConfig
 from gpt4jax.scaling import ladder, sweep
@@ -18,8 +19,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_complete_and_describes_a_decoder(path):
-    config = configuration.load(str(path))
-    starts = (configuration.default, ladder.default, sweep.default)
+    starts = (configuration.default, ladder.default, sweep.default, align_config.default)
+    config = configuration.load(str(path), start=starts[3] if path.stem.startswith("align_") else None)
     assert set(configuration._keys(config)) in [set(configuration._keys(start())) for start in starts]
     assert config.is_locked
     assert configuration.model_config(config).num_layers == config.model.num_layers
@@ -32,6 +33,16 @@ def test_every_key_is_commented(file, least):
     lines = re.findall(r"^    ([a-z])\.(\w+) = (.*)$", source.partition("return c.lock()")[0], re.M)
     bare = [name for _, name, rest in lines if "#" not in rest and "ConfigDict" not in rest]
     assert len(lines) > least and not bare
+
+
+def test_every_key_of_alignment_is_commented_and_each_stage_has_them():
+    source = (ROOT / "gpt4jax" / "align" / "config.py").read_text()
+    lines = re.findall(r"^ +s\.(\w+) = (.*)$", source, re.M)
+    assert len(lines) > 30 and not [name for name, rest in lines if "#" not in rest and "ConfigDict" not in rest]
+    for name in align_config.STAGES:
+        stage = align_config.stage(align_config.default(), name)
+        assert stage.align.stage == name and stage.optimizer.learning_rate == 1e-4 and stage.num_steps == 500
+        assert set(configuration._keys(stage)) > set(configuration._keys(configuration.default()))
 
 
 def test_model_group_and_dataclass_agree():

@@ -36,11 +36,11 @@ def _stage_default(name: str) -> ml_collections.ConfigDict:
     s.num_steps = 500  # optimizer steps; of PPO: rounds of answers
     s.batch_size = 32  # of sft: packed rows; of reward and dpo: prompts with their answers; of ppo: prompts
     s.init_from = "" if name == "sft" else "sft"  # a stage, weights or a run; "": init_from, or drawn from the seed
-    s.learning_rate = 1e-4
-    s.warmup_steps = 10
+    s.learning_rate = 1e-4  # the schedule's peak
+    s.warmup_steps = 10  # linear, from 0
     s.micro_batches = 1  # parts of a batch that are computed one after another
     s.eval_every_steps = 0  # 0: only after the last
-    s.log_every_steps = 10
+    s.log_every_steps = 10  # lines of metrics.jsonl
     s.data = ""  # "jsonl:PATH", or one of `sources.NAMES`
     s.lora_rank = 0  # of low-rank adapters in place of all parameters; 0: none
     s.lora_alpha = 16.0  # their sum is scaled by alpha / rank
@@ -74,7 +74,7 @@ def _ppo(s: ml_collections.ConfigDict) -> None:
     s.value_coefficient = 0.5  # of the values' loss
     s.value_learning_rate = 0.0  # 0: learning_rate
     s.value_from = "reward"  # the value network starts as the reward model; or "policy": its decoder, values of 0
-    s.discount = 1.0
+    s.discount = 1.0  # of later rewards
     s.decay = 0.95  # lambda of generalised advantage estimation
     s.whiten_rewards = False  # tokens' rewards to a variance of 1, their mean left
     s.whiten_advantages = True  # to a mean of 0 and a variance of 1, over the whole round

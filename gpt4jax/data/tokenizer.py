@@ -131,7 +131,7 @@ def get(name: str, cache_dir: files.Path, train: Callable[[], Iterable[str]], co
             train_bpe(train(), int(size), path)
         return load_bpe(path)
     raise UserError(
-        f"data.tokenizer {name!r} does not exist; it must be bytes, characters:THOSE, bpe:SIZE (SIZE > 256), "
+        f"data.tokenizer {name!r} does not exist; it must be bytes, bpe:SIZE (SIZE > 256), characters:THOSE, "
         "gpt2, cl100k_base or weights"
     )
 
