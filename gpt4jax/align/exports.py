@@ -53,7 +53,7 @@ def write(
     weights.save(here / FOLDER, config, params, tokenizer)
     if head is not None:
         arrays = {name: np.asarray(jax.device_get(leaf)) for name, leaf in head.items()}
-        save_file(arrays, here / FOLDER / HEAD, metadata={"tokenizer": tokenizer.fingerprint})
+        save_file(arrays, here / FOLDER / HEAD)
     names = sorted(path.name for path in (here / FOLDER).iterdir())
     sums = dict(zip(names, files.checksums(here / FOLDER, names), strict=True))
     files.replace(workdir / DONE, json.dumps({**facts, "sha256": sums}, indent=2) + "\n")

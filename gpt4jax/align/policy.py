@@ -176,11 +176,15 @@ class Rounds:
             losses.form.config, losses.value_form.config, models, answers, score_b, ended_b, coefficient, self.options
         )
 
+    def whole(self, policy: Any, frozen: Frozen) -> Params:
+        """The decoder of a policy, in the form that is trained."""
+        return self._whole(policy, frozen.reference)
+
     def answers(
         self, policy: Any, frozen: Frozen, prompts: Sequence[Sequence[int]], seeds: np.ndarray
     ) -> rollout.Drawn:
         """Answers of a policy, in the form that is trained."""
-        self.engine.update(self._whole(policy, frozen.reference))
+        self.engine.update(self.whole(policy, frozen))
         return rollout.draw(
             self.engine, prompts, seeds=seeds, length=self.config.data.seq_len, room=self.options.max_response,
             temperature=self.options.temperature,

@@ -1,12 +1,13 @@
 """The stage of PPO as a run: prompts, policy, reward model and value network found, and put together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gpt4jax import files, job
 from gpt4jax.align import answers as of_answers
@@ -76,7 +77,9 @@ def build(setting: Setting) -> Built:
     judge, scorer = _judge(setting, [row for row, _ in (*train, *held)])
     value_config, value_base = setting.model_config, setting.base
     head: of_answers.Head = of_answers.head(value_config)
-    if options.value_from == "reward" and judge is not None:
+    if options.value_from == "reward":
+        if judge is None:
+            raise UserError("ppo.value_from is 'reward', and there is no reward model; set it to 'policy'")
         value_config, value_base, head = judge
     value_form = Form.of(options, value_config)
     losses = policy.Losses(
@@ -85,17 +88,42 @@ def build(setting: Setting) -> Built:
     )  # fmt: skip
     frozen = policy.Frozen(setting.base, value_base)
     tx, schedule = _optimizer(setting, losses)
-    shardings_of = {
-        "policy": setting.form.shardings(mesh),
-        "value": {
-            "decoder": value_form.shardings(mesh),
-            "head": jax.tree.map(lambda _: partition.replicated(mesh), head),
-        },
-    }
+    begin, abstract, shardings = _state(setting, losses, tx, frozen, head)
+    engine = Engine(
+        setting.model_config, setting.base, tokenizer=setting.encoder.tokenizer, mesh=mesh, max_len=config.data.seq_len,
+        rows=-(-config.batch_size // _shards(mesh)), prefix_bytes=0,
+    )  # fmt: skip
+    texts = _texts(setting) if losses.pretraining_coefficient else None
+    rounds = policy.Rounds(config, losses, mesh, shardings, tx, schedule, scorer, engine, texts)
+    rows = [
+        {"tokens": _padded(prompt, config.data.seq_len), "start": np.int32(len(prompt)), "index": np.int32(i)}
+        for i, (_, prompt) in enumerate(train)
+    ]
+    measure = _measure(setting, rounds, frozen, held or train, len(train) if held else 0)
+    program = runs.Program(
+        rows, lambda arrays: arrays, rounds, measure, states.laid_out(abstract, shardings), begin, frozen=(frozen,),
+        from_foreign=True,
+    )  # fmt: skip
 
-    def begin(frozen: policy.Frozen, head) -> policy.PolicyState:
-        keys = jax.random.split(jax.random.key(config.seed))
-        value = {"decoder": value_form.begin(frozen.value_base, keys[1]), "head": head}
+    def exported(state: policy.PolicyState) -> tuple[Params, Any]:
+        trained = state.params["policy"] if state.average is None else state.average
+        return setting.form.whole(trained, setting.base), None
+
+    return Built(program, facts(setting, options.data, digest([row for row, _ in (*train, *held)])), exported)
+
+
+def _state(
+    setting: Setting, losses: policy.Losses, tx: optax.GradientTransformation, frozen: policy.Frozen,
+    head: of_answers.Head,
+) -> tuple[Callable[[], policy.PolicyState], policy.PolicyState, policy.PolicyState]:  # fmt: skip
+    """What makes the state before the first round, its shapes, and its shardings."""
+    options, mesh, everywhere = setting.config.align, setting.mesh, partition.replicated(setting.mesh)
+    of_value = {"decoder": losses.value_form.shardings(mesh), "head": jax.tree.map(lambda _: everywhere, head)}
+    shardings_of = {"policy": setting.form.shardings(mesh), "value": of_value}
+
+    def begin(frozen: policy.Frozen, head: of_answers.Head) -> policy.PolicyState:
+        keys = jax.random.split(jax.random.key(setting.config.seed))
+        value = {"decoder": losses.value_form.begin(frozen.value_base, keys[1]), "head": head}
         params = {"policy": setting.form.begin(frozen.reference, keys[0]), "value": value}
         params = jax.tree.map(jnp.copy, params)  # the first update gets them for itself
         average = jax.tree.map(jnp.copy, params["policy"]) if options.average_decay else None
@@ -104,39 +132,9 @@ def build(setting: Setting) -> Built:
 
     abstract = jax.eval_shape(begin, frozen, head)
     moments = states.moment_shardings(tx, abstract.params, shardings_of, mesh)
-    everywhere = partition.replicated(mesh)
     average = shardings_of["policy"] if options.average_decay else None
     shardings = policy.PolicyState(everywhere, shardings_of, moments, everywhere, average)  # type: ignore[arg-type]
-    engine = Engine(
-        setting.model_config, setting.base, tokenizer=setting.encoder.tokenizer, mesh=mesh, max_len=config.data.seq_len,
-        rows=-(-config.batch_size // _shards(mesh)), prefix_bytes=0,
-    )  # fmt: skip
-    rounds = policy.Rounds(
-        config,
-        losses,
-        mesh,
-        shardings,
-        tx,
-        schedule,
-        scorer,
-        engine,
-        _texts(setting) if losses.pretraining_coefficient else None,
-    )
-    rows = [
-        {"tokens": _padded(prompt, config.data.seq_len), "start": np.int32(len(prompt)), "index": np.int32(i)}
-        for i, (_, prompt) in enumerate(train)
-    ]
-    measure = _measure(setting, rounds, frozen, held or train, len(train) if held else 0)
-    program = runs.Program(
-        rows, lambda arrays: arrays, rounds, measure, states.laid_out(abstract, shardings),
-        partial(jax.jit(begin, out_shardings=shardings), frozen, head), frozen=(frozen,), from_foreign=True,
-    )  # fmt: skip
-
-    def exported(state: policy.PolicyState) -> tuple[Params, Any]:
-        trained = state.params["policy"] if state.average is None else state.average
-        return setting.form.whole(trained, setting.base), None
-
-    return Built(program, facts(setting, options.data, digest([row for row, _ in (*train, *held)])), exported)
+    return partial(jax.jit(begin, out_shardings=shardings), frozen, head), abstract, shardings
 
 
 def _shards(mesh) -> int:
@@ -186,6 +184,10 @@ def _without_rules(
             raise UserError("ppo.reward is empty and ppo.rules is 0: what are answers worth?")
         return None, lambda index_b, drawn: np.zeros(len(index_b))
     if name == "gold":
+        if not _in_the_known_world(setting):
+            raise UserError(
+                f"ppo.reward is 'gold', which the known world has (ppo.data=world:1), not {setting.config.align.data!r}"
+            )
 
         def gold(index_b: np.ndarray, drawn: rollout.Drawn) -> np.ndarray:
             told = zip(index_b, drawn.texts, drawn.ended_b, strict=True)
@@ -241,8 +243,14 @@ def _texts(setting: Setting):
 def _measure(setting: Setting, rounds: policy.Rounds, frozen: policy.Frozen, prompts, first: int):
     """The score of answers to prompts (those held out, if any), and in the known world where the policy stands."""
     config, tok = setting.config, setting.encoder.tokenizer
-    known = config.align.data.startswith("world:")
-    end = tok.end
+    known, end = _in_the_known_world(setting), tok.end
+    if known and (tok.pieces[:-1] != tuple(letter.encode() for letter in world.LETTERS)
+                  or setting.model_config.vocab_size != len(world.LETTERS) + 1
+                  or config.align.max_response != world.LONGEST):  # fmt: skip
+        raise UserError(
+            f"the known world is exact for data.tokenizer=characters:{world.LETTERS}, model.vocab_size="
+            f"{len(world.LETTERS) + 1} and max_response={world.LONGEST} alone"
+        )
     start = tok.start[0] if tok.start else end
     reference = world.table(setting.model_config, frozen.reference, start, end) if known else None
     count = min(len(prompts), config.eval.num_rows or len(prompts))
@@ -261,20 +269,22 @@ def _measure(setting: Setting, rounds: policy.Rounds, frozen: policy.Frozen, pro
                 found[name] += np.asarray(each)[:real].tolist()
         told = {f"eval/align/{name}": float(np.mean(values)) for name, values in found.items()}
         if reference is not None:
-            told |= _standing(setting, params, frozen, reference, start, end)
+            policy_table = world.table(setting.model_config, rounds.whole(params["policy"], frozen), start, end)
+            told |= _standing(policy_table, reference)
         return told
 
     return measure
 
 
-def _standing(setting: Setting, params, frozen: policy.Frozen, reference: world.Table, start: int, end: int):
+def _standing(table: world.Table, reference: world.Table) -> dict[str, float]:
     """The exact gold reward and KL, and the share of the best gain at this KL."""
-    whole = jax.jit(setting.form.whole)(params["policy"], frozen.reference)
-    here, before = (
-        world.standing(table, reference) for table in (world.table(setting.model_config, whole, start, end), reference)
-    )
+    here, before = world.standing(table, reference), world.standing(reference, reference)
     told = {"gold": here.gold, "kl": here.kl, "gold_before": before.gold}
     if here.kl > 1e-3:  # below that both are rounding errors
         best = world.best_at(reference, here.kl)
         told |= {"gold_best": best.gold, "share_of_best": (here.gold - before.gold) / (best.gold - before.gold)}
     return {f"eval/align/{name}": value for name, value in told.items()}
+
+
+def _in_the_known_world(setting: Setting) -> bool:
+    return setting.config.align.data.startswith("world:")

@@ -21,8 +21,7 @@ class Setting(NamedTuple):
     model_config: model.Config
     form: Form
     mesh: Mesh
-    workdir: files.Path  # of the stage
-    job_workdir: files.Path
+    job_workdir: files.Path  # in which each stage has a folder
     cache_dir: files.Path
     encoder: examples.Encoder
     base: Params  # what the stage starts from, on the mesh

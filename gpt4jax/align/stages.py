@@ -39,31 +39,36 @@ def run(job_config, name: str, workdir: files.Path) -> int:
     config, here = align_config.stage(job_config, name), workdir / name
     configuration.check_values(config)
     workdirs.open_workdir(here, config, partial(align_config.stage_default, name))
-    before = exports.done(here)
+    before, starts = exports.done(here), _starts(config, workdir)
+    if before is not None and before["starts"] != starts:
+        raise UserError(
+            f"{name} was made from other weights than the stages before it have now; remove {here} to make it anew, "
+            "or leave it out of stages"
+        )
     if before is not None and before["num_steps"] == config.num_steps:
         job.say(f"{name}: done before, {before['num_steps']} steps")
         return 0
     job.say(f"--- {name}")
-    setting = _setting(_started_from(config, workdir), here, workdir)
+    setting = _setting(_started_from(config, workdir), workdir)
     built = _BUILDERS[name](setting)
-    workdirs.record(here, config, _with_starts(built.facts, config, workdir), setting.encoder.tokenizer)
+    known = {**built.facts, "fingerprint": digest([built.facts["fingerprint"], starts])}
+    workdirs.record(here, config, known, setting.encoder.tokenizer)
     ended = runs.run(config, setting.mesh, here, built.program, clock)
     if ended.stopped is not None:
         return ended.stopped
     decoder, head = built.exported(ended.state)
     found = dict(ended.loop.evaluation)
-    facts = {"stage": name, "num_steps": config.num_steps, **found}
-    exports.write(here, setting.model_config, decoder, setting.encoder.tokenizer, head, facts)
+    told = {"stage": name, "num_steps": config.num_steps, "starts": starts, **found}
+    exports.write(here, setting.model_config, decoder, setting.encoder.tokenizer, head, told)
     words = ", ".join(f"{key.removeprefix('eval/').removeprefix('align/')} {value:.4f}" for key, value in found.items())
     print(f"{name}: {config.num_steps} steps; {words}; {here / exports.FOLDER}", flush=True)
     return 0
 
 
-def _with_starts(known: dict[str, Any], config, workdir: files.Path) -> dict[str, Any]:
-    """Facts of a stage's data with what it takes from other stages: with other weights it would be another run."""
+def _starts(config, workdir: files.Path) -> list[Any]:
+    """Checksums of what a stage takes from other stages: with other weights it would be another run."""
     taken = [config.init_from, config.align.get("reward", "")]
-    sums = [(exports.done(workdir / name) or {}).get("sha256") for name in taken if name in align_config.STAGES]
-    return {**known, "fingerprint": digest([known["fingerprint"], *sums])}
+    return [(exports.done(workdir / name) or {}).get("sha256") for name in taken if name in align_config.STAGES]
 
 
 def _started_from(config, workdir: files.Path):
@@ -75,7 +80,7 @@ def _started_from(config, workdir: files.Path):
     return config.lock()
 
 
-def _setting(config, here: files.Path, job_workdir: files.Path) -> Setting:
+def _setting(config, job_workdir: files.Path) -> Setting:
     cache_dir = files.shared_cache(config.data.cache_dir)
     try:
         model_config = configuration.model_config(config)
@@ -104,7 +109,7 @@ def _setting(config, here: files.Path, job_workdir: files.Path) -> Setting:
     cut = config.align.too_long == "cut"
     encoder = examples.Encoder(tok, template, config.data.seq_len, config.align.max_response, cut)
     form = Form.of(config.align, model_config)
-    return Setting(config, model_config, form, mesh, here, job_workdir, cache_dir, encoder, base)
+    return Setting(config, model_config, form, mesh, job_workdir, cache_dir, encoder, base)
 
 
 def _no_corpus():
@@ -249,6 +254,9 @@ def _supervised(
     # What is frozen is an argument: a constant would be folded into the program.
     held_step = jax.jit(lambda trained, frozen, batch: objective.loss(trained, frozen, batch, None)[1])
 
+    # Only that of demonstrations is in nats a token.
+    names = {"loss": "heldout/loss" if config.align.stage == "sft" else "align/loss"}
+
     def measure(trained, stop) -> dict[str, float] | None:
         sums: dict[str, float] = {}
         for arrays in _held_batches(setting, held_rows) if held_rows is not None else ():
@@ -256,7 +264,9 @@ def _supervised(
                 return None
             for key, value in jax.device_get(held_step(trained, frozen, batch_of(arrays))).items():
                 sums[key] = sums.get(key, 0.0) + float(value)
-        return {_heldout(key): float(value) for key, value in objective.tell(sums).items()} if sums else {}
+        return (
+            {f"eval/{names.get(key, key)}": float(value) for key, value in objective.tell(sums).items()} if sums else {}
+        )
 
     program = runs.Program(
         rows, batch_of, train_step, measure, states.laid_out(abstract, shardings),
@@ -268,10 +278,6 @@ def _supervised(
         return form.whole(state.params["decoder"], setting.base), state.params.get("head")
 
     return Built(program, known, exported)
-
-
-def _heldout(key: str) -> str:
-    return "eval/heldout/loss" if key == "loss" else f"eval/{key}"
 
 
 def _held_batches(setting: Setting, rows):

@@ -58,6 +58,10 @@ def test_what_is_done_is_not_done_again_and_more_steps_go_on(home, whole):
     assert again.returncode == 0 and "sft: done before, 4 steps" in again.stderr
     assert "resumed at step 4" in again.stderr and "dpo: 6 steps" in again.stdout
     assert (workdir / "sft" / "done.json").stat().st_mtime_ns == before
+    longer = align(
+        home, workdir, "--config.stages=('sft','dpo')", "--config.dpo.num_steps=6", "--config.sft.num_steps=5"
+    )
+    assert longer.returncode == 2 and "dpo was made from other weights than the stages before it" in longer.stderr
     other = align(home, workdir, "--config.sft.learning_rate=0.5")
     assert other.returncode == 2 and "begun with another config" in other.stderr
 
@@ -105,9 +109,20 @@ def test_scores_of_demonstrations_have_a_mean_of_zero(home, whole):
 def test_adapters_train_through_all_stages_and_merge(home, whole):
     rank = [f"--config.{stage}.lora_rank=2" for stage in STAGES]
     judge = f"--config.ppo.reward={whole[1] / 'reward' / 'export'}"
+    (home / "text.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"{number:06}".translate(str.maketrans("0123456789", "abcdefabcd")) * 4}) + "\n"
+            for number in range(99)
+        )
+    )
+    text = [
+        "--config.ppo.pretraining_coefficient=0.5", "--config.ppo.pretraining_rows=2",
+        f"--config.data.dataset=jsonl:{home / 'text.jsonl'}",
+    ]  # fmt: skip
     stages = "--config.stages=('sft','ppo','dpo')"
-    done = align(home, home / "lora", *rank, judge, stages, "--config.ppo.average_decay=0.0")
+    done = align(home, home / "lora", *rank, *text, judge, stages, "--config.ppo.average_decay=0.0")
     assert done.returncode == 0, done.stderr
+    assert all(0 < loss < 9 for loss in lines(home / "lora" / "ppo", "ppo/pretraining_loss"))
     base = weights.load(str(home / "lora" / "sft" / "export")).params
     for stage in ("ppo", "dpo"):
         state = final_state(home / "lora" / stage, 4)
@@ -155,6 +170,10 @@ PPO_REFUSED = [
     (["--config.ppo.reward=nowhere"], "nowhere is no reward model: it has no head.safetensors"),
     (["--config.ppo.discount=1.5"], "ppo.discount is 1.5; it must be from 0 to 1"),
     (["--config.ppo.clip=0.0"], "ppo.clip is 0.0; it must be above 0"),
+    (["--config.ppo.reward=gold"], "ppo.value_from is 'reward', and there is no reward model; set it to 'policy'"),
+    (["--config.ppo.reward="], "ppo.reward is empty and ppo.rules is 0"),
+    (["--config.ppo.rules=1.0"], "ppo.rules needs the kind of each prompt, and row 1 has None"),
+    (["--config.max_response=4"], "the known world is exact for data.tokenizer=characters:abcdef"),
     (["--config.dpo.beta=0.0", "--config.stages=('dpo',)"], "dpo.beta is 0.0"),
 ]
 
