@@ -168,5 +168,5 @@ def test_a_page_escapes_what_models_and_data_say(home, done):
     results = json.loads((home / "out" / "results.json").read_text())
     results["name"] = "<script>alert(1)</script>"
     results["tasks"]["piqa"]["malformed"]["first"][0]["reason"] = "<b>"
-    page = report.page(results)
+    page = report.of(results)
     assert "<script" not in page and "<b>" not in page

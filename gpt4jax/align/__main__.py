@@ -1,7 +1,8 @@
 """Aligns a decoder: `python -m gpt4jax.align --config configs/align_quickstart.py --workdir DIR`.
 
 The same command resumes what was interrupted. Each stage of the config has its own folder, DIR/sft, DIR/reward, ...:
-a run as `gpt4jax.train` has them, and in `export` its decoder as `gpt4jax.sample --weights` takes it.
+a run as `gpt4jax.train` has them, and in `export` its decoder as `gpt4jax.sample --weights` takes it. DIR/report.html
+shows what they did.
 """
 
 import argparse
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     flags, overrides = job.parse(parser, argv)
     from gpt4jax.align import config as align_config
-    from gpt4jax.align import stages
+    from gpt4jax.align import report, stages
     from gpt4jax.parallel import processes
 
     config = align_config.load(flags.config, overrides)
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
         status = stages.run(config, name, workdir)
         if status:
             return status
+    job.say(f"what the stages did: {report.write(workdir)}")
     return 0
 
 

@@ -1,23 +1,14 @@
 """Results as one page of HTML: tables and plots, beside what the GPT-4 report prints of GPT-4 and GPT-3.5."""
 
-import base64
-import html
-import io
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
-
-from gpt4jax import files
-from gpt4jax.evals import published
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-INK, OURS, FAINT = "#3b3b3b", "#1a8f5a", "#9a9a9a"
+from gpt4jax import files
+from gpt4jax.evals import page, published
+
 # Which row of the report's Table 2 a task stands beside; prompts and shots are not the report's, which it keeps.
 _BESIDE = {
     "mmlu": "MMLU", "hellaswag": "HellaSwag", "arc_challenge": "ARC challenge", "arc_letters": "ARC challenge",
@@ -37,58 +28,36 @@ _MEANING = {
     "stereotype": "the more stereotyped sentence is the likelier one; 50% is no preference",
     "refusal": "the answer reads as a refusal, by its words",
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2.2em; border-top: 1px solid #ddd; padding-top: 1em; }
-table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .9em .25em 0; text-align: right; }
-td, th { white-space: nowrap; }
-th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
-td:first-child, th:first-child { text-align: left; }
-.meaning td:last-child { text-align: left; white-space: normal; min-width: 16em; color: #666; }
-tr:nth-child(even) td { background: #f6f6f6; } .note { color: #666; } img { max-width: 100%; }
-.wide { overflow-x: auto; }
-"""
 
 
 def write(folder: pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
     """Writes `report.html`, with its pictures in it."""
     path = folder / "report.html"
-    files.replace(path, page(results))
+    files.replace(path, of(results))
     return path
 
 
-def page(results: Mapping[str, Any]) -> str:
+def of(results: Mapping[str, Any]) -> str:
     """The page."""
     parts = [
-        f"<h1>{_text(results['name'])}</h1>",
+        f"<h1>{page.text(results['name'])}</h1>",
         '<p class="note">Means with 95% intervals, clustered where items belong together. GPT-4 and GPT-3.5: as the '
         "GPT-4 technical report prints them (Table 2; of calibration Figure 8), with its own prompts and shots, which "
         "it does not publish; they show where a score lies, not who is better at the same prompts.</p>",
         _overview(results["tasks"]),
     ]
     for name, task in results["tasks"].items():
-        parts.append(f"<h2>{_text(name)}</h2>")
-        parts.append(f'<p class="note">{_text(_about(task))}</p>')
+        parts.append(f"<h2>{page.text(name)}</h2>")
+        parts.append(f'<p class="note">{page.text(_about(task))}</p>')
         parts.append(_metrics_table(task["metrics"]))
         if "groups" in task:
-            parts.append(_picture(_groups_figure(name, task)))
+            parts.append(page.picture(_groups_figure(name, task)))
             parts.append(_groups_table(task))
         if "calibration" in task:
-            parts.append(_picture(reliability_figure(task["calibration"])))
-            parts.append(f"<p>{_text(calibration_words(task['calibration']))}</p>")
+            parts.append(page.picture(reliability_figure(task["calibration"])))
+            parts.append(f"<p>{page.text(calibration_words(task['calibration']))}</p>")
         parts.append(_left_out(task))
-    head = f'<meta charset="utf-8"><title>{_text(results["name"])}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], style: str = "") -> str:
-    cells = lambda kind, row: "".join(f"<{kind}>{_text(cell)}</{kind}>" for cell in row)  # noqa: E731
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="wide {style}"><table><tr>{cells("th", header)}</tr>{body}</table></div>'
+    return page.document(results["name"], parts)
 
 
 def _percent(value: float | None) -> str:
@@ -109,7 +78,7 @@ def _overview(tasks: Mapping[str, Any]) -> str:
         rows.append(
             (name, task["metric"], *own, _percent(task["chance"]), *theirs, f"{task['scored']} of {task['of']}")
         )
-    return _table(("task", "metric", "score %", "95%", "chance %", "GPT-4", "GPT-3.5", "items"), rows)
+    return page.table(("task", "metric", "score %", "95%", "chance %", "GPT-4", "GPT-3.5", "items"), rows)
 
 
 def _about(task: Mapping[str, Any]) -> str:
@@ -128,7 +97,7 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
          _MEANING.get(name, ""))
         for name, one in metrics.items()
     ]  # fmt: skip
-    return _table(("metric", "mean", "standard error", "95%", "items", "clusters", ""), rows, "meaning")
+    return page.table(("metric", "mean", "standard error", "95%", "items", "clusters", ""), rows, "meaning")
 
 
 def _groups_table(task: Mapping[str, Any]) -> str:
@@ -137,7 +106,7 @@ def _groups_table(task: Mapping[str, Any]) -> str:
         one = metrics.get(task["metric"])
         if one:
             rows.append((name, _percent(one["mean"]), _interval(one), one["items"]))
-    return f"<details><summary>all groups</summary>{_table(('group', 'score %', '95%', 'items'), rows)}</details>"
+    return f"<details><summary>all groups</summary>{page.table(('group', 'score %', '95%', 'items'), rows)}</details>"
 
 
 def _left_out(task: Mapping[str, Any]) -> str:
@@ -151,7 +120,7 @@ def _left_out(task: Mapping[str, Any]) -> str:
         said.append(f"{task['unparsed']:.1%} of the answers could not be parsed")
     if task["shots_dropped"]["items"]:
         said.append(f"shots were dropped in {task['shots_dropped']['items']} items, as they did not fit")
-    return "".join(f'<p class="note">{_text(one)}</p>' for one in said)
+    return "".join(f'<p class="note">{page.text(one)}</p>' for one in said)
 
 
 def calibration_words(found: Mapping[str, Any]) -> str:
@@ -173,28 +142,15 @@ def calibration_words(found: Mapping[str, Any]) -> str:
     return words
 
 
-def _picture(figure: Figure) -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130)
-    plt.close(figure)
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"></p>'
-
-
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def reliability_figure(found: Mapping[str, Any]) -> Figure:
     """The report's Figure 8: accuracy by confidence, and where both are equal."""
-    figure, axes = _axes(4.4, 4.2)
+    figure, axes = page.axes(4.4, 4.2)
     bins = found["bins"]
-    axes.plot([0, 1], [0, 1], ":", color=FAINT)
-    axes.bar(bins["confidence_b"], bins["accuracy_b"], width=0.07, color=OURS, alpha=0.5)
-    axes.plot(bins["confidence_b"], bins["accuracy_b"], "o", color=OURS, ms=4)
+    axes.plot([0, 1], [0, 1], ":", color=page.FAINT)
+    axes.bar(bins["confidence_b"], bins["accuracy_b"], width=0.07, color=page.OURS, alpha=0.5)
+    axes.plot(bins["confidence_b"], bins["accuracy_b"], "o", color=page.OURS, ms=4)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="P(answer)", ylabel="P(correct)")
-    axes.text(0.04, 0.93, f"ECE {found['expected_calibration_error']:.3f}", color=INK)
+    axes.text(0.04, 0.93, f"ECE {found['expected_calibration_error']:.3f}", color=page.INK)
     return figure
 
 
@@ -202,20 +158,20 @@ def _groups_figure(name: str, task: Mapping[str, Any]) -> Figure:
     """Figure 5's form: a bar a group, best first, with intervals; chance, and of MMLU what the report prints."""
     groups = {key: one[task["metric"]] for key, one in task["groups"].items() if task["metric"] in one}
     order = sorted(groups, key=lambda key: groups[key]["mean"])
-    figure, axes = _axes(6.4, 0.9 + 0.19 * len(order))
+    figure, axes = page.axes(6.4, 0.9 + 0.19 * len(order))
     means = [100 * groups[key]["mean"] for key in order]
     ends = [
         [100 * abs((groups[key][end] if groups[key][end] is not None else groups[key]["mean"]) - groups[key]["mean"])
          for key in order] for end in ("low", "high")
     ]  # fmt: skip
-    axes.barh(order, means, height=0.7, color=OURS, alpha=0.6, xerr=ends, error_kw={"lw": 0.8, "ecolor": INK})
+    axes.barh(order, means, height=0.7, color=page.OURS, alpha=0.6, xerr=ends, error_kw={"lw": 0.8, "ecolor": page.INK})
     if task["chance"]:
-        axes.axvline(100 * task["chance"], ls=":", color=INK, lw=1)
-        axes.text(100 * task["chance"], len(order) - 0.4, " chance", fontsize=7, color=INK, va="bottom")
+        axes.axvline(100 * task["chance"], ls=":", color=page.INK, lw=1)
+        axes.text(100 * task["chance"], len(order) - 0.4, " chance", fontsize=7, color=page.INK, va="bottom")
     if (beside := published.BENCHMARKS.get(_BESIDE.get(name, ""))) is not None:
         for label, value in (("GPT-3.5", beside.gpt35), ("GPT-4", beside.gpt4)):
-            axes.axvline(value, color=FAINT, lw=1)
-            axes.text(value, len(order) - 0.4, f" {label}", fontsize=7, color=FAINT, va="bottom")
+            axes.axvline(value, color=page.FAINT, lw=1)
+            axes.text(value, len(order) - 0.4, f" {label}", fontsize=7, color=page.FAINT, va="bottom")
     axes.tick_params(axis="y", labelsize=7, length=0)
     axes.set(xlim=(0, 100), ylim=(-0.6, len(order) - 0.2), xlabel=f"{task['metric']} (%)")
     return figure

@@ -42,6 +42,8 @@ def lines(workdir, name):
 def test_every_stage_leaves_weights_that_sample_takes(home, whole):
     done, workdir = whole
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(STAGES)
+    page = (workdir / "report.html").read_text()
+    assert [page.count(f"<h2>{stage}</h2>") for stage in STAGES] == [1] * 4 and "Gold gained" in page
     for stage in STAGES:
         loaded = weights.load(str(workdir / stage / "export"))
         assert loaded.tokenizer.decode([0, 5]) == "af" and loaded.config.vocab_size == 7
