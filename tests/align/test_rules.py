@@ -1,5 +1,6 @@
 """Rewards by rules, synthetic refusals, twins, the lexical judge, and the measures beside brute force."""
 
+import collections
 import itertools
 import json
 
@@ -98,7 +99,7 @@ def test_synthetic_refusals_are_many_in_style_and_a_function_of_seed_and_prompt(
 
 def test_twins_differ_and_stay_together():
     pairs = rules.twins()
-    assert len(pairs) >= 80 and len({pair.harm for pair in pairs}) >= 10
+    assert len(pairs) >= 240 and len({pair.harm for pair in pairs}) >= 10
     prompts = [prompt for pair in pairs for prompt in (pair.disallowed, pair.allowed)]
     assert len({human_scored.normalized(one) for one in prompts}) == len(prompts)
     assert all(prompt[-1] in ".?" and len(prompt) < 120 for prompt in prompts)
@@ -108,6 +109,14 @@ def test_twins_differ_and_stay_together():
         words = [set(prompt.lower().rstrip(".?").split()) for prompt in (pair.disallowed, pair.allowed)]
         assert len(words[0] & words[1]) >= 2, pair
     assert {pair.kind for pair in pairs} == {"harmful", "self_harm"}
+
+
+def test_neither_the_opening_nor_the_length_tells_twins_apart():
+    sides = [[pair.disallowed.split() for pair in rules.twins()], [pair.allowed.split() for pair in rules.twins()]]
+    openings = [collections.Counter(words[0] for words in side) for side in sides]
+    assert max(abs(openings[0][word] - openings[1][word]) for word in openings[0] | openings[1]) <= 1
+    lengths = [np.mean([len(words) for words in side]) for side in sides]
+    assert abs(lengths[0] - lengths[1]) < 0.5, lengths
 
 
 @pytest.mark.parametrize(
