@@ -111,3 +111,20 @@ def test_exams(monkeypatch):
     assert "piqa: accuracy" in text and "161 of 161 cells agree" in text and pictures == 1
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("return 2 * n")] == ["passed"]
     assert text.count("passed") == 1 and "by_overlap" in text and "spread, in capitals" in text
+
+
+def test_alignment(monkeypatch):
+    fewer = [
+        "sft.num_steps=40", "sft.warmup_steps=4", "sft.data=world:5000", "reward.num_steps=20",
+        "reward.data=world:2000", "reward.demonstrations=world:360", "reward.warmup_steps=4", "ppo.num_steps=4",
+        "ppo.eval_every_steps=0", "ppo.batch_size=36", "ppo.warmup_steps=2",
+    ]  # fmt: skip
+    smaller = {"shorter = []": f"shorter = {fewer}", "PAIRS = 4": "PAIRS = 1", "prompt, 40": "prompt, 4"}
+    text, pictures = execute("alignment", smaller, monkeypatch)
+    assert len(re.findall(r"^demonstration [a-f]{2} -> ", text, re.M)) == 4
+    assert text.count("Gold gained") == 2 and pictures == 3
+    assert len(re.findall(r"^(?:sft|ppo): be -> ", text, re.M)) == 2
+    before, after = map(float, re.search(r"order: (\d+)% by length, (\d+)% with rules", text).groups())
+    assert before < 90 < after
+    assert len(re.findall(r"^(?:refuses|answers) ", text, re.M)) == 2
+    assert "which are [Calculator(17+26) -> 43] now." in text

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     job.config_flags(parser)
     flags, overrides = job.parse(parser, argv)
     from gpt4jax.align import config as align_config
-    from gpt4jax.align import report, stages
+    from gpt4jax.align import stages
     from gpt4jax.parallel import processes
 
     config = align_config.load(flags.config, overrides)
@@ -26,12 +26,7 @@ def main(argv: Sequence[str]) -> int:
     processes.join(config.mesh, workdir, job.say)
     if processes.joined():
         raise UserError("alignment runs in one process, on all devices of its host: start it on one host alone")
-    for name in config.stages:
-        status = stages.run(config, name, workdir)
-        if status:
-            return status
-    job.say(f"what the stages did: {report.write(workdir)}")
-    return 0
+    return stages.align(config, workdir)
 
 
 if __name__ == "__main__":

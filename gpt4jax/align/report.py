@@ -37,6 +37,8 @@ _CURVES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     },
 }
 
+_LEAST_KL = 1e-3  # below that KL and gain are rounding errors
+
 Lines = Sequence[Mapping[str, float]]
 
 
@@ -128,7 +130,7 @@ def gain_figure(known: Lines) -> Figure:
     axes.plot(d, gains["gold"], ".", color=page.OURS, label="gold")
     if (law := _law(gains)) is not None:
         grid = np.linspace(0, d.max(), 100)
-        axes.plot(grid, law.gain(grid**2), color=page.OURS, label=f"d ({law.a:.2f} - {law.b:.2f} log d)")
+        axes.plot(grid, law.gain(grid**2), color=page.OURS, label=f"d ({law.a:.2f} {-law.b:+.2f} log d)")
     axes.set(xlabel="d = sqrt(KL), KL in nats an answer", ylabel="gain over the policy before PPO")
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -141,15 +143,15 @@ def gain_words(known: Lines) -> str:
     if gains["best"][-1] > 0:
         words += f": {gains['gold'][-1] / gains['best'][-1]:.1%} of what the best policy at this KL gains"
     if (law := _law(gains)) is not None:
+        peak = f"largest at a KL of {law.peak_kl:.2f} nats" if np.isfinite(law.peak_kl) else "which only grows"
         words += (
-            f". Fitted to {len(gains['kl'])} policies: d ({law.a:.3f} - {law.b:.3f} log d), root mean squared error "
-            f"{law.error:.3f}, largest at a KL of {law.peak_kl:.2f} nats; the largest gain measured is "
-            f"{gains['gold'].max():.3f}"
+            f". Fitted to {np.sum(gains['kl'] > _LEAST_KL)} policies: d ({law.a:.3f} {-law.b:+.3f} log d), {peak}, "
+            f"root mean squared error {law.error:.3f}; the largest gain measured is {gains['gold'].max():.3f}"
         )
     return words + "."
 
 
 def _law(gains: Mapping[str, np.ndarray]) -> overoptimisation.Law | None:
     """The law, which has two parameters, of five policies or more."""
-    moved = gains["kl"] > 1e-3  # below that both are rounding errors
+    moved = gains["kl"] > _LEAST_KL
     return overoptimisation.fit(gains["kl"][moved], gains["gold"][moved]) if moved.sum() >= 5 else None

@@ -14,7 +14,7 @@ from gpt4jax import config as configuration
 from gpt4jax import files, job, model
 from gpt4jax.align import answers as of_answers
 from gpt4jax.align import config as align_config
-from gpt4jax.align import examples, exports, reinforced, reward, sources, supervised
+from gpt4jax.align import examples, exports, reinforced, report, reward, sources, supervised
 from gpt4jax.align.form import Form
 from gpt4jax.align.setting import Built, Setting, digest, facts
 from gpt4jax.data import loader, tokenizer
@@ -27,6 +27,20 @@ from gpt4jax.training import goodput, init_from, optimizer, step
 from gpt4jax.training import run as runs
 from gpt4jax.training import state as states
 from gpt4jax.training import workdir as workdirs
+
+
+def align(config, workdir: files.Path) -> int:
+    """Runs (or resumes) the stages of a job's config, one after another; returns the exit status.
+
+    Raises:
+        UserError: as `run`.
+    """
+    for name in config.stages:
+        status = run(config, name, workdir)
+        if status:
+            return status
+    job.say(f"what the stages did: {report.write(workdir)}")
+    return 0
 
 
 def run(job_config, name: str, workdir: files.Path) -> int:
@@ -60,8 +74,8 @@ def run(job_config, name: str, workdir: files.Path) -> int:
     found = dict(ended.loop.evaluation)
     told = {"stage": name, "num_steps": config.num_steps, "starts": starts, **found}
     exports.write(here, setting.model_config, decoder, setting.encoder.tokenizer, head, told)
-    words = ", ".join(f"{key.removeprefix('eval/').removeprefix('align/')} {value:.4f}" for key, value in found.items())
-    print(f"{name}: {config.num_steps} steps; {words}; {here / exports.FOLDER}", flush=True)
+    words = [f"{key.removeprefix('eval/').removeprefix('align/')} {value:.4f}" for key, value in found.items()]
+    print("; ".join([f"{name}: {config.num_steps} steps", *words, str(here / exports.FOLDER)]), flush=True)
     return 0
 
 

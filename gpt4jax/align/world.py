@@ -12,6 +12,7 @@ KL follow by listing all 9,331 answers to each of the 36 prompts, and so does th
 """
 
 import itertools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -128,19 +129,20 @@ def table(config: model.Config, params: Params, start: int, end: int) -> Table:
     Each prompt with all 1,296 beginnings of four letters is read once: what follows them has the rest.
     """
     grid = _every(LONGEST - 1)
-
-    @jax.jit
-    def next_log_p(params, tokens_bt):
-        logits_btv = model.apply(config, params, tokens_bt)
-        return jax.nn.log_softmax(logits_btv[:, 2:].astype(jnp.float32), axis=-1)
-
     rows, every = [], answers()
     for prompt in PROMPTS:
         before = np.array([start, *(LETTERS.index(letter) for letter in prompt)])
         tokens_bt = np.concatenate([np.broadcast_to(before, (len(grid), 3)), grid], axis=1)
-        rows.append(_answers_log_p(np.asarray(next_log_p(params, tokens_bt), np.float64), end))
+        rows.append(_answers_log_p(np.asarray(_next_log_p(config, params, tokens_bt), np.float64), end))
     gold_xy = np.stack([gold(prompt, every.letter_yt, every.ended_y) for prompt in PROMPTS])
     return Table(np.stack(rows), gold_xy)
+
+
+@partial(jax.jit, static_argnums=0)
+def _next_log_p(config: model.Config, params: Params, tokens_bt: jax.Array) -> jax.Array:
+    """What follows the prompt, and each letter behind it: log probabilities, (B, 5, V)."""
+    logits_btv = model.apply(config, params, tokens_bt)
+    return jax.nn.log_softmax(logits_btv[:, 2:].astype(jnp.float32), axis=-1)
 
 
 def _answers_log_p(log_p_btv: np.ndarray, end: int) -> np.ndarray:
