@@ -263,6 +263,16 @@ def _fault(answer: Generated, versions: Sequence[str]) -> str:
     return REPEATED if answer.text.strip() in [one.strip() for one in versions] else ""
 
 
+def _asker(flags: argparse.Namespace) -> tuple[Ask, bool]:
+    """The model that the flags name, and whether it is asked by texts."""
+    loaded = job.load_model(flags)
+    template = None
+    if loaded.chat_template:
+        template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(loaded.source))
+    engine = Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=flags.rows, consume=True)
+    return Asker(engine, template, flags.rows, flags.seed).ask, template is None
+
+
 def main(argv: Sequence[str]) -> int:
     """Reads the flags, goes through the loop, writes comparisons; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -283,13 +293,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name} is {value}; it must be at least 1")
     rows = examples.read(flags.prompts)[: flags.limit]
     settings = Settings(max_tokens=flags.max_tokens, list_tokens=flags.max_tokens, temperature=flags.temperature)
-    loaded = job.load_model(flags)
-    template = None
-    if loaded.chat_template:
-        template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(loaded.source))
-    engine = Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=flags.rows, consume=True)
-    ask = Asker(engine, template, flags.rows, flags.seed).ask
-    checked = check(ask, rows, settings, as_text=template is None)
+    ask, as_text = _asker(flags)
+    checked = check(ask, rows, settings, as_text=as_text)
     if flags.all is not None:
         human_scored.write(flags.all, ({**one._asdict(), "rewrites": one.rewrites} for one in checked))
     print(", ".join(f"{name} {count}" for name, count in tally(checked).items()))
