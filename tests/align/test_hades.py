@@ -180,24 +180,12 @@ def test_the_detectors_forward_pass_and_that_it_learns_what_no_linear_one_can():
         hades.fit(x_bd, gold_b[:5])
 
 
-def test_training_is_by_the_gradient_of_the_weighted_loss():
-    """One epoch in one batch is one step: AdamW's first, which goes by the sign."""
-    rng = np.random.default_rng(2)
-    x_bd, gold_b = rng.normal(size=(9, 4)), np.arange(9) < 3
-    rate = 1e-3
-    still = hades.fit(x_bd, gold_b, epochs=1, batch_size=16, learning_rate=0.0, seed=3)
-    moved = hades.fit(x_bd, gold_b, epochs=1, batch_size=16, learning_rate=rate, seed=3, weight_decay=0.0)
-    assert still.hidden_dh.shape == (4, 2)  # half as many units as features
-    weight_b = np.where(gold_b, 6 / 9, 3 / 9)
-    h = 1e-3
-    for i, j in itertools.product(range(2), range(2)):
-        ends = []
-        for sign in (1, -1):
-            nudged = still._replace(out_h2=still.out_h2.at[i, j].add(sign * h))
-            p_b = hades.probability(nudged, x_bd)
-            ends.append(-np.sum(weight_b * np.log(np.where(gold_b, p_b, 1 - p_b))) / weight_b.sum())
-        slope = (ends[0] - ends[1]) / 2 / h
-        assert float(moved.out_h2[i, j] - still.out_h2[i, j]) == pytest.approx(-rate * np.sign(slope), rel=1e-2)
+def test_training_ends_where_the_weighted_loss_is_least():
+    """Of features that say nothing that is one half, however rare a class is; padding of a batch counts for nothing."""
+    gold_b = np.arange(20) == 0
+    found = hades.fit(np.zeros((20, 4)), gold_b, epochs=200, batch_size=32, learning_rate=0.03)
+    np.testing.assert_allclose(hades.probability(found, np.zeros((1, 4))), 0.5, atol=0.01)
+    assert found.hidden_dh.shape == (4, 2)  # half as many units as features
 
 
 def test_measures_are_those_that_the_authors_print():
