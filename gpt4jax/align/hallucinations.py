@@ -45,6 +45,7 @@ REWRITE = (
     "The numbered statements are not supported by the prompt. Rewrite the response so that it says none of them and "
     "adds nothing that the prompt does not say; leave the rest as it is. Answer with the new response alone."
 )
+WINDOW = 2048  # tokens that a call and its answer have room for, of a model whose window is longer
 _ROLES = {"system": "[System]", "user": "[User]", "assistant": "[Assistant]"}
 _ITEM = re.compile(r"(\d+)[.)]\s+(\S.*)")
 
@@ -266,10 +267,16 @@ def _fault(answer: Generated, versions: Sequence[str]) -> str:
 def _asker(flags: argparse.Namespace) -> tuple[Ask, bool]:
     """The model that the flags name, and whether it is asked by texts."""
     loaded = job.load_model(flags)
+    longest = loaded.config.max_seq_len
+    max_len = flags.max_len or min(WINDOW, longest)
+    if not 1 <= max_len <= longest:
+        raise UserError(f"--max_len is {max_len}; this model's window has {longest} tokens")
     template = None
     if loaded.chat_template:
         template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(loaded.source))
-    engine = Engine(loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=flags.rows, consume=True)
+    engine = Engine(
+        loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=flags.rows, max_len=max_len, consume=True
+    )
     return Asker(engine, template, flags.rows, flags.seed).ask, template is None
 
 
@@ -285,6 +292,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help="the first so many prompts")
     parser.add_argument("--max_tokens", type=int, default=Settings.max_tokens, help="of a response, and of a list")
     parser.add_argument("--temperature", type=float, default=Settings.temperature, help="of responses")
+    parser.add_argument(
+        "--max_len", type=int, default=0, help=f"of prompt and answer; default: {WINDOW}, or the window"
+    )
     parser.add_argument("--rows", type=int, default=8, help="texts that are decoded at once")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(argv)
