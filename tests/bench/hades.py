@@ -6,8 +6,8 @@ HADES's own rows can't be had from a package, so these are made of real passages
 article: a span, a number or a name, is left as it is (0) or replaced by one of the same shape, behind the same word, of
 another article (1). The span alone doesn't tell: spans that stay and spans that are put in are drawn from the same
 pool, neither has a word that the passage has a second time, and one detector is given the spans by themselves, to show
-that there is nothing to see. In HADES a language model put the spans in and humans judged them, so that they are likelier
-and the labels harder: figures here are not comparable with that paper's.
+that there is nothing to see. In HADES a language model put the spans in and humans judged them, so that they are
+likelier and the labels harder: figures here are not comparable with that paper's.
 
 Prints of each detector the measures on held-out articles: frozen SmolLM2-135M-Instruct under the published head, online
 and offline; beside it the mean log probability of the span's tokens, with the threshold and slope of a logistic fit to
