@@ -195,6 +195,17 @@ def demonstrations(prompts: Iterable[tuple[str, str]], seed: int = 0) -> list[di
     return found
 
 
+def comparison(prompt: str, kind: str, replies: Sequence[str]) -> dict[str, Any]:
+    """Replies to a prompt, ranked by what their classes are worth to its kind, as the reward stage and DPO read them.
+
+    Classes are told by words; replies of the same class are ties.
+    """
+    worth = dict(zip(CLASSES, REWARDS[kind], strict=True))
+    values = [worth[lexical_class(reply, kind)] for reply in replies]
+    ranks = [sorted(set(values), reverse=True).index(value) for value in values]
+    return {"messages": [{"role": "user", "content": prompt}], "responses": list(replies), "ranks": ranks}
+
+
 def completions(prompt: str, kind: str = "harmful", seed: int = 0) -> dict[str, str]:
     """A synthetic reply to a prompt for each class but the answer to it, which a template can't write.
 
