@@ -27,7 +27,7 @@ from gpt4jax.evals.calls import Choose, Chosen, Generate, Generated
 from gpt4jax.evals.stats import Estimate
 
 FIRST, SECOND, TIE = "first", "second", "tie"
-OUTSIDE, TOO_LONG = "outside_the_choices", "too_long"
+OUTSIDE, UNREAD = "outside_the_choices", "not_read"
 REPORT = {"GPT-3.5, RLHF": 0.702, "GPT-3.5 Turbo, RLHF": 0.611}  # how often GPT-4's response is preferred to theirs
 LETTERS = "AB"
 MIN_WORDS, MOST = 4, 2  # of a prompt, and of the same prompt; ours, as the report says neither
@@ -152,7 +152,7 @@ class WinRate(NamedTuple):
 def win_rate(verdicts: Sequence[Judged], level: float = 0.95) -> WinRate:
     """The win rate of some verdicts."""
     names = {1.0: "ours", 0.0: "theirs", 0.5: TIE}
-    counts = collections.Counter(dict.fromkeys((*names.values(), OUTSIDE, TOO_LONG), 0))
+    counts = collections.Counter(dict.fromkeys((*names.values(), OUTSIDE, UNREAD), 0))
     counts.update(one.verdict.answer if one.score is None else names[one.score] for one in verdicts)
     answered = [one for one in verdicts if one.score is not None]
     chosen = [one for one in answered if one.verdict.answer != TIE]
@@ -180,7 +180,7 @@ def _question(shown: Shown) -> str:
 
 
 def by_letter(ask: Ask) -> Judge:
-    """A decoder as a judge, by the likelier letter; equally likely ones are a tie. What does not fit is TOO_LONG."""
+    """A decoder as a judge, by the likelier letter; equally likely ones are a tie; UNREAD is what does not fit."""
 
     def judge(some: Sequence[Shown]) -> list[Verdict]:
         letters = tuple(f" {letter}" for letter in LETTERS)
@@ -194,7 +194,7 @@ def by_letter(ask: Ask) -> Judge:
 
 def _by_logprobs(output: Any) -> Verdict:
     if not isinstance(output, Chosen):
-        return Verdict(TOO_LONG)
+        return Verdict(UNREAD)
     return Verdict(_larger(*output.logprobs), {"logprobs": list(output.logprobs)})
 
 
@@ -215,20 +215,20 @@ def by_writing(ask: Ask, *, as_text: bool, max_tokens: int = 8) -> Judge:
 
 def _by_words(output: Any) -> Verdict:
     if not isinstance(output, Generated):
-        return Verdict(TOO_LONG)
+        return Verdict(UNREAD)
     found = oai_scoring.choice(output.text.strip().partition("\n")[0], "classify_cot", "exact", LETTERS)
     answers = {"A": FIRST, "B": SECOND, oai_scoring.INVALID: OUTSIDE}
     return Verdict(answers[found], {"written": output.text})
 
 
 def by_score(score: Callable[[Sequence[tuple[str, str]]], np.ndarray]) -> Judge:
-    """A reward model as a judge: (prompt, response) pairs to scores, NaN for one that it can't read (TOO_LONG)."""
+    """A reward model as a judge: (prompt, response) pairs to scores, NaN for one that it can't read."""
 
     def judge(some: Sequence[Shown]) -> list[Verdict]:
         pairs = [(shown.prompt, response) for shown in some for response in (shown.first, shown.second)]
         scores = np.asarray(score(pairs), np.float64).reshape(-1, 2)
         return [
-            Verdict(TOO_LONG) if np.isnan(both).any() else Verdict(_larger(*both), {"scores": both.tolist()})
+            Verdict(UNREAD) if np.isnan(both).any() else Verdict(_larger(*both), {"scores": both.tolist()})
             for both in scores
         ]
 
