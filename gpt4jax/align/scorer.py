@@ -1,5 +1,6 @@
 """A reward model that a stage exported, as a function of texts."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -39,10 +40,10 @@ def of_export(folder: str, rows: int = 8) -> Score:
         encoded = {}
         for i, (prompt, response) in enumerate(pairs):
             row = {"messages": [{"role": "user", "content": prompt}]}
-            if response.strip():
-                tokens, answer = encoder.prompt(row), encoder.tokenizer.encode(response)
-                if len(tokens) + len(answer) < config.max_seq_len:
-                    encoded[i] = tokens, encoder.answer(row, response)
+            with contextlib.suppress(examples.TooLongError):
+                if response.strip():
+                    answer = encoder.answer(row, response)
+                    encoded[i] = encoder.fits(encoder.prompt(row), len(answer)), answer
         found = np.full(len(pairs), np.nan)
         longest = max((len(tokens) + len(answer) for tokens, answer in encoded.values()), default=1)
         length = min(-(-longest // 64) * 64, config.max_seq_len)
