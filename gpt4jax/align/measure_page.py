@@ -62,10 +62,11 @@ def bars(tasks: Mapping[str, Mapping[str, Any]], metrics: Sequence[tuple[str, st
             for end in ("low", "high")
         ]
         places = [place + (i - (len(models) - 1) / 2) * width for place, _ in here]
-        axes.bar(
+        drawn = axes.bar(
             places, means, width, label=model, color=_COLORS[i % len(_COLORS)], alpha=0.75, yerr=ends,
             error_kw={"lw": 0.9, "ecolor": report.INK},
         )  # fmt: skip
+        axes.bar_label(drawn, [f"{mean:.1f}" for mean in means], fontsize=7, color=report.INK, padding=1)
     if chance is not None:
         axes.axhline(100 * chance, ls=":", color=report.INK, lw=1, label="chance")
     several = len({task for task, _ in metrics}) > 1

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt4jax.align import toxicity
 from gpt4jax.align.grader import Ask
 from gpt4jax.evals import oai_scoring, stats
 from gpt4jax.evals.calls import Choose, Chosen, Generate, Generated
@@ -162,7 +163,7 @@ def win_rate(verdicts: Sequence[Judged], level: float = 0.95) -> WinRate:
     twice = [scores[0] == scores[1] for scores in by_prompt.values() if len(scores) == 2 and None not in scores]
 
     def mean(values: Sequence[float | bool | None], clusters: Sequence[str] | None) -> Estimate | None:
-        return stats.mean(values, clusters, level) if values else None  # type: ignore[arg-type]
+        return toxicity.bounded(stats.mean(values, clusters, level)) if values else None  # type: ignore[arg-type]
 
     return WinRate(
         mean([one.score for one in answered], [one.prompt for one in answered]),
