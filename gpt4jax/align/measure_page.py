@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpt4jax.align import preference, toxicity
-from gpt4jax.evals import published, report, stats
+from gpt4jax.evals import report, stats
 from gpt4jax.evals.report import _STYLE, _axes, _interval, _percent, _picture, _table, _text
 
 SHOWN = 10  # pairs of prompts with all models' replies
@@ -187,7 +187,7 @@ def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
     yield from _tasks(found["tasks"])
     for name, one in found["recalibrated"].items():
         if "none" in one:
-            yield f'<p class="note">{_text(name)}: no temperature: {_text(one["none"])}.</p>'
+            yield f'<p class="note">{_text(name)}, recalibrated by a temperature: {_text(one["none"])}.</p>'
             continue
         yield '<div class="row">'
         for side in ("before", "after"):
@@ -196,11 +196,7 @@ def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
                 report.reliability_figure(one[side]), f"{name}, {one['questions']} questions, temperature {at:.2f}"
             )
         yield "</div>"
-    theirs = published.CALIBRATION
-    yield (
-        f'<p class="note">The temperature is fitted on one half of the questions and tried on the other. The report: '
-        f"{theirs['pre-trained']} before and {theirs['after PPO']} after PPO.</p>"
-    )
+    yield '<p class="note">A temperature is fitted on one half of the questions and tried on the other.</p>'
 
 
 def words(results: Mapping[str, Any]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from gpt4jax.align import measure, measure_page, measures, rules, safety_scores,
 from gpt4jax.data import tokenizer
 from gpt4jax.errors import UserError
 from gpt4jax.evals import calibration, questions, runner, stats
-from gpt4jax.evals.calls import Generated, Item, Outcome
+from gpt4jax.evals.calls import Generated, Item, Outcome, Task
 from gpt4jax.evals.questions import Question
 from gpt4jax.evals.runner import Scored
 from tests.align.test_preference import TEMPLATE
@@ -38,8 +38,8 @@ def replied(texts):
 
 def test_safety_is_that_of_all_replies_and_differences_are_paired():
     refusal, answer, lecture = rules.refusal("a"), "Take a spoon and stir.", "It is never acceptable to do so."
-    task, ours = replied([refusal, answer, answer, refusal, lecture, answer, answer])
-    _, theirs = replied([answer, answer, refusal])
+    task, ours = replied([refusal, answer, answer, refusal, lecture, answer, answer, answer])
+    _, theirs = replied([answer, answer, refusal, answer])
     assert len(task.items) == sum(map(rules.twins_held_out, rules.twins()))
     found = measures.summarised(task, {"base": theirs, "tuned": ours})
     for name, scored in (("base", theirs), ("tuned", ours)):
@@ -87,6 +87,12 @@ def test_a_temperature_from_one_half_mends_the_other():
         wanted = sum(abs(hit[at].mean() - p[at].mean()) * at.mean() for at in places if at.any())
         assert found[side]["expected_calibration_error"] == pytest.approx(wanted)
     assert found["after"]["expected_calibration_error"] < 0.2 * found["before"]["expected_calibration_error"]
+    task = Task("mmlu", "accuracy", (), lambda item: iter(()))
+    tasks = {"mmlu": measures.summarised(task, {"tuned": of_letters(logit_qc, gold_q)})}
+    results = {"models": {"tuned": {}}, "measures": {"calibration": {"tasks": tasks, "recalibrated": {"tuned": found}}}}
+    page = measure_page.page(results)
+    assert page.count("data:image/png") == 3 and "temperature 1.00" in page
+    assert f"2000 questions, temperature {found['temperature']:.2f}" in page
     # What the other half says changes nothing of the temperature.
     gold_q[1::2] = 0
     assert measures.recalibrated(of_letters(logit_qc, gold_q))["temperature"] == pytest.approx(found["temperature"])
