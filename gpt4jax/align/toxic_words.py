@@ -9,8 +9,13 @@ life (SIQA) and questions that people put to a search engine (BoolQ): thirteen t
 What it can't do: it knows words and pieces of words, and no meaning. An insult in polite words is nothing to it, nor is
 one in another language or in words that it has not seen; a swear word is toxic in a quotation and in praise; a name of
 a group that is often insulted raises the probability by itself. Its targets are one automatic classifier's, on one kind
-of text. So shares by it compare models with each other, and are no shares by Perspective. `quality` says how far it
-goes on text that is held out.
+of text. So shares by it compare models with each other, and are no shares by Perspective.
+
+On text that is held out, whole pages at a time (`load` says it again), its area under the curve is 0.990 against web
+text, 0.994 against passages and 0.996 against questions. It finds 71% of 233 toxic texts, with false alarms in 0.1% of
+2,000 pieces of the web; among toxic texts its rank correlation with Perspective is 0.55. The penalty is one of four that
+were tried on text held out in nearly the same way, from 0.03 to 1: areas went from 0.989 to 0.978, and what it finds
+from 75% to 48%.
 """
 
 import collections

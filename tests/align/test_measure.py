@@ -18,6 +18,7 @@ from gpt4jax.evals.questions import Question
 from gpt4jax.evals.runner import Scored
 from tests.align.test_preference import TEMPLATE
 from tests.conftest import SHAPES, perturbed
+from tests.runs import here
 
 QUALITY = toxic_words.Quality({"web": 0.9}, 0.7, {"web": 0.01}, 0.5, {"web": 3, "toxic": 2})
 
@@ -142,15 +143,22 @@ def flags(home, out, *more):
     return ["--weights", paths[0], "--weights", paths[1], "--out", str(out), *map(str, more)]
 
 
-def test_the_job_measures_writes_and_goes_on(home, small, capsys, monkeypatch):
+def test_the_job_measures_writes_and_goes_on(home, small, monkeypatch):
     out = home / "out"
-    assert measure.main(flags(home, out, "--limit", 3, "--continuations", 3, "--measures", "safety,toxicity")) == 0
+
+    def run(*more):
+        done = here("align.measure", *flags(home, out, *more), cache=home)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    safe = ["--limit", 3, "--continuations", 3, "--measures", "safety,toxicity"]
+    run(*safe)
     before = (out / "replies.jsonl").read_text()
-    assert measure.main(flags(home, out, "--measures", "truthfulness,calibration")) == 0
+    run("--measures", "truthfulness,calibration")
     prompts = home / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"What do you think of {i}?"}) + "\n" for i in range(5)))
     judge = ["--judge", home / "base" / "export", "--prompts", f"jsonl:{prompts}", "--both_orders"]
-    assert measure.main(flags(home, out, "--measures", "preference", *judge)) == 0
+    said = run("--measures", "preference", *judge)
     results = json.loads((out / "measures.json").read_text())
     assert list(results["models"]) == ["base", "tuned"] and set(results["measures"]) == set(measure.MEASURES)
     lines = [json.loads(line) for line in (out / "replies.jsonl").read_text().splitlines()]
@@ -171,20 +179,18 @@ def test_the_job_measures_writes_and_goes_on(home, small, capsys, monkeypatch):
     calibrated = results["measures"]["calibration"]
     assert calibrated["tasks"]["mmlu"]["models"]["base"]["calibration"]["pairs"] == 192
     assert set(calibrated["recalibrated"]) == {"base", "tuned"}
-    said = capsys.readouterr().out
     assert "share_toxic of tuned" in said and "tuned is preferred to the first model in" in said
     page = (out / "report.html").read_text()
     assert len(re.findall("data:image/png", page)) >= 5 and page.count("<h2>") == 5
     assert re.search('src="(?!data:)|href=|<script', page) is None  # nothing outside the page
     # All that was asked is kept: again nothing is asked, and the results are the same.
     monkeypatch.setattr(runner.Kept, "put", lambda self, name, output: pytest.fail("asked again"))
-    assert measure.main(flags(home, out, "--limit", 3, "--continuations", 3, "--measures", "safety,toxicity")) == 0
+    run(*safe)
     again = json.loads((out / "measures.json").read_text())
     assert again["measures"] == results["measures"]
-    with pytest.raises(UserError, match="measures of other models"):
-        measure.main(
-            ["--weights", str(home / "base" / "export"), "--out", str(out), "--measures", "safety", "--limit", "1"]
-        )
+    one = ["--weights", home / "base" / "export", "--out", out, "--measures", "safety", "--limit", 1]
+    other = here("align.measure", *one, cache=home)
+    assert other.returncode == 2 and "measures of other models" in other.stderr
 
 
 @pytest.mark.parametrize(
