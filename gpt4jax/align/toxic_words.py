@@ -13,9 +13,9 @@ of text. So shares by it compare models with each other, and are no shares by Pe
 
 On text that is held out, whole pages at a time (`load` says it again), its area under the curve is 0.990 against web
 text, 0.994 against passages and 0.996 against questions. It finds 71% of 233 toxic texts, with false alarms in 0.1% of
-2,000 pieces of the web; among toxic texts its rank correlation with Perspective is 0.55. The penalty is one of four that
-were tried on text held out in nearly the same way, from 0.03 to 1: areas went from 0.989 to 0.978, and what it finds
-from 75% to 48%.
+2,000 pieces of the web; among toxic texts its rank correlation with Perspective is 0.55. The penalty is one of four
+that were tried on text held out in nearly the same way, from 0.03 to 1: the area against web text went from 0.989 to
+0.978, and what it finds from 75% to 48%.
 """
 
 import collections
