@@ -263,7 +263,7 @@ def _write(
     kept += [json.dumps(line, ensure_ascii=False) for line in lines]
     files.replace(out / "replies.jsonl", "".join(line + "\n" for line in kept))
     files.replace(out / "measures.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    files.replace(out / "report.html", measure_page.page(results))
+    files.replace(out / "report.html", measure_page.of(results))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpt4jax.align import preference, toxicity
-from gpt4jax.evals import report, stats
-from gpt4jax.evals.report import _STYLE, _axes, _interval, _percent, _picture, _table, _text
+from gpt4jax.evals import page, report, stats
 
 SHOWN = 10  # pairs of prompts with all models' replies
-_COLORS = (report.FAINT, report.OURS, "#5a7fb5", "#d9822b", "#8a63a8")
+_COLORS = (page.FAINT, page.OURS, "#5a7fb5", "#d9822b", "#8a63a8")
 _MEANING = {
     "disallowed": "is no refusal of a prompt that asks for harm",
     "desired": "refuses it in the desired style",
@@ -20,19 +19,19 @@ _MEANING = {
     "any_toxic": "prompts with a toxic continuation",
     "share_toxic": "toxic continuations",
 }
-_MORE_STYLE = """
+_STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .5em; } .row figure { margin: 0; max-width: 24em; }
 figcaption { color: #666; font-size: 13px; } .replies td { white-space: normal; text-align: left; vertical-align: top; }
 """
 
 
-def page(results: Mapping[str, Any]) -> str:
+def of(results: Mapping[str, Any]) -> str:
     """The page, with its pictures in it."""
     names = list(results["models"])
     parts = [
         "<h1>Measures of alignment</h1>",
-        f'<p class="note">{_text(", ".join(names))}. Means with 95% intervals; differences are paired, item by item, '
-        f"from the first model. They are in percentage points.</p>",
+        f'<p class="note">{page.text(", ".join(names))}. Means with 95% intervals; differences are paired, item '
+        f"by item, from the first model. They are in percentage points.</p>",
     ]
     sections: Mapping[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
         "safety": _safety, "preference": _preference, "toxicity": _toxicity, "truthfulness": _truthfulness,
@@ -41,14 +40,13 @@ def page(results: Mapping[str, Any]) -> str:
     for name, section in sections.items():
         if name in results["measures"]:
             parts += [f"<h2>{name.capitalize()}</h2>", *section(results["measures"][name])]
-    head = f'<meta charset="utf-8"><title>Measures of alignment</title><style>{_STYLE}{_MORE_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return page.document("Measures of alignment", parts, _STYLE)
 
 
 def bars(tasks: Mapping[str, Mapping[str, Any]], metrics: Sequence[tuple[str, str]], chance: float | None) -> Figure:
     """A group of bars for each (task, metric), a bar for each model, with intervals."""
     models = list(dict.fromkeys(name for task in tasks.values() for name in task["models"]))
-    figure, axes = _axes(1.6 + 1.7 * len(metrics), 3.4)
+    figure, axes = page.axes(1.6 + 1.7 * len(metrics), 3.4)
     width = 0.8 / len(models)
     for i, model in enumerate(models):
         found = [tasks[task]["models"][model]["metrics"].get(metric) for task, metric in metrics]
@@ -64,11 +62,11 @@ def bars(tasks: Mapping[str, Mapping[str, Any]], metrics: Sequence[tuple[str, st
         places = [place + (i - (len(models) - 1) / 2) * width for place, _ in here]
         drawn = axes.bar(
             places, means, width, label=model, color=_COLORS[i % len(_COLORS)], alpha=0.75, yerr=ends,
-            error_kw={"lw": 0.9, "ecolor": report.INK},
+            error_kw={"lw": 0.9, "ecolor": page.INK},
         )  # fmt: skip
-        axes.bar_label(drawn, [f"{mean:.1f}" for mean in means], fontsize=7, color=report.INK, padding=1)
+        axes.bar_label(drawn, [f"{mean:.1f}" for mean in means], fontsize=7, color=page.INK, padding=1)
     if chance is not None:
-        axes.axhline(100 * chance, ls=":", color=report.INK, lw=1, label="chance")
+        axes.axhline(100 * chance, ls=":", color=page.INK, lw=1, label="chance")
     several = len({task for task, _ in metrics}) > 1
     labels = [task if several else metric.replace("_", " ") for task, metric in metrics]
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
@@ -84,8 +82,8 @@ def _rows(task: Mapping[str, Any]) -> list[tuple[object, ...]]:
             found = one["metrics"].get(metric)
             if found is not None:
                 apart = task["differences"].get(name, {}).get(metric)
-                more = (f"{100 * apart['mean']:+.1f}", _interval(apart)) if apart else ("", "")
-                rows.append((metric, name, _percent(found["mean"]), _interval(found), found["items"], *more,
+                more = (f"{100 * apart['mean']:+.1f}", page.interval(apart)) if apart else ("", "")
+                rows.append((metric, name, page.percent(found["mean"]), page.interval(found), found["items"], *more,
                              _least(apart), _MEANING.get(metric, "")))  # fmt: skip
     return rows
 
@@ -100,15 +98,15 @@ def _tasks(tasks: Mapping[str, Any]) -> Iterable[str]:
     header = ("metric", "model", "%", "95%", "items", "difference", "95%", "would show", "")
     for name, task in tasks.items():
         if len(tasks) > 1:
-            yield f"<p>{_text(name)}</p>"
-        yield _table(header, _rows(task), "meaning")
+            yield f"<p>{page.text(name)}</p>"
+        yield page.table(header, _rows(task), "meaning")
         for model, one in task["models"].items():
             if one["unscored"]["count"]:
-                yield f'<p class="note">{_text(model)}: {one["unscored"]["count"]} items do not fit its window.</p>'
+                yield f'<p class="note">{page.text(model)}: {one["unscored"]["count"]} items do not fit its window.</p>'
 
 
 def _figure(figure: Figure, caption: str = "") -> str:
-    return f"<figure>{_picture(figure)}<figcaption>{_text(caption)}</figcaption></figure>"
+    return f"<figure>{page.picture(figure)}<figcaption>{page.text(caption)}</figcaption></figure>"
 
 
 def _safety(found: Mapping[str, Any]) -> Iterable[str]:
@@ -127,26 +125,26 @@ def _safety(found: Mapping[str, Any]) -> Iterable[str]:
             cells = [f"[{one['classes'][place]}] {one['texts'][place]}" if one else "" for one in said]
             rows.append((line["prompt"][side], *cells))
     yield f"<p>{len(found['pairs'])} pairs, by a hash, and what the models said:</p>"
-    yield _table(("prompt", *models), rows, "replies")
+    yield page.table(("prompt", *models), rows, "replies")
 
 
 def _preference(found: Mapping[str, Any]) -> Iterable[str]:
     rows = []
     for name, one in found["against"].items():
         cells = [
-            f"{_percent(one[key]['mean'])} ({_interval(one[key])})" if one[key] else ""
+            f"{page.percent(one[key]['mean'])} ({page.interval(one[key])})" if one[key] else ""
             for key in ("win_rate", "first", "agree")
         ]
         rows.append((name, *cells, "; ".join(f"{count} {what}" for what, count in one["counts"].items() if count)))
-    yield _table(
+    yield page.table(
         ("model", "preferred to the first model %", "first place preferred %", "orders agree %", "verdicts"), rows
     )
     left = "; ".join(f"{count} {why}" for why, count in found["left_out"].items() if count) or "none"
     report_says = " and ".join(f"{100 * value:.1f}% over {name}" for name, value in preference.REPORT.items())
     yield (
-        f'<p class="note">{found["prompts"]} prompts ({_text(found["source"])}; left out: {left}), judged by '
-        f"{_text(found['judge'])}; ties count a half. A judge without a favourite place prefers the first in half of "
-        f"the cases. The report's people prefer GPT-4 in {report_says}.</p>"
+        f'<p class="note">{found["prompts"]} prompts ({page.text(found["source"])}; left out: {left}), judged by '
+        f"{page.text(found['judge'])}; ties count a half. A judge without a favourite place prefers the first in "
+        f"half of the cases. The report's people prefer GPT-4 in {report_says}.</p>"
     )
 
 
@@ -183,11 +181,11 @@ def _calibration(found: Mapping[str, Any]) -> Iterable[str]:
     yield "</div>"
     for name, one in task["models"].items():
         if "calibration" in one:
-            yield f"<p>{_text(name)}: {_text(report.calibration_words(one['calibration']))}</p>"
+            yield f"<p>{page.text(name)}: {page.text(report.calibration_words(one['calibration']))}</p>"
     yield from _tasks(found["tasks"])
     for name, one in found["recalibrated"].items():
         if "none" in one:
-            yield f'<p class="note">{_text(name)}, recalibrated by a temperature: {_text(one["none"])}.</p>'
+            yield f'<p class="note">{page.text(name)}, recalibrated by a temperature: {page.text(one["none"])}.</p>'
             continue
         yield '<div class="row">'
         for side in ("before", "after"):
@@ -208,5 +206,5 @@ def words(results: Mapping[str, Any]) -> Iterable[str]:
                 yield f"{name}: {metric} of {model} {mean}% ({interval or 'no interval'}), {items} items{less}"
         for name, one in found.get("against", {}).items():
             rate = one["win_rate"]
-            said = f"{_percent(rate['mean'])}% ({_interval(rate)})" if rate else "of no verdict"
+            said = f"{page.percent(rate['mean'])}% ({page.interval(rate)})" if rate else "of no verdict"
             yield f"{measure}: {name} is preferred to the first model in {said}; {one['counts']}"

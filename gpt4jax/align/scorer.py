@@ -18,10 +18,10 @@ from gpt4jax.parallel.mesh import make_mesh
 Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 
-def of_export(folder: str, rows: int = 8) -> Score:
+def of_export(folder: str, rows: int = 8, room: int = 0) -> Score:
     """The scores of (prompt, response) pairs by a reward model; NaN for what is empty or too long for it.
 
-    So many are read at once.
+    So many are read at once, and of each response `room` tokens at most (0: all).
 
     Raises:
         UserError: it is none, or has no chat template.
@@ -34,7 +34,9 @@ def of_export(folder: str, rows: int = 8) -> Score:
     model = exports.reward_model(folder, config, about.tokenizer, mesh, files.cache_dir())
     score = policy.on_answers(*model, partition.batch_sharding(mesh))
     template = chat.of_model(about.tokenizer.chat_template, about.tokenizer.roles, folder)
-    encoder = examples.Encoder(about.tokenizer, template, config.max_seq_len, config.max_seq_len)
+    encoder = examples.Encoder(
+        about.tokenizer, template, config.max_seq_len, room or config.max_seq_len, cut=bool(room)
+    )
 
     def score_all(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         encoded = {}

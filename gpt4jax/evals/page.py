@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -27,9 +27,9 @@ tr:nth-child(even) td { background: #f6f6f6; } .note { color: #666; } img { max-
 """
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-    """A page of parts that are HTML."""
-    head = f'<meta charset="utf-8"><title>{text(title)}</title><style>{_STYLE}</style>'
+def document(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A page of parts that are HTML, with more style than the common one."""
+    head = f'<meta charset="utf-8"><title>{text(title)}</title><style>{_STYLE}{style}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
@@ -43,6 +43,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], style: str = 
     cells = lambda kind, row: "".join(f"<{kind}>{text(cell)}</{kind}>" for cell in row)  # noqa: E731
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="wide {style}"><table><tr>{cells("th", header)}</tr>{body}</table></div>'
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; None: nothing."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def interval(one: Mapping[str, Any]) -> str:
+    """The interval of an estimate, in percent; nothing where it has none."""
+    return "" if one["low"] is None else f"{percent(one['low'])} to {percent(one['high'])}"
 
 
 def picture(figure: Figure) -> str:

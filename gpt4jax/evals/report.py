@@ -60,23 +60,15 @@ def of(results: Mapping[str, Any]) -> str:
     return page.document(results["name"], parts)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _interval(one: Mapping[str, Any]) -> str:
-    return "" if one["low"] is None else f"{_percent(one['low'])} to {_percent(one['high'])}"
-
-
 def _overview(tasks: Mapping[str, Any]) -> str:
     rows = []
     for name, task in tasks.items():
         main = task["metrics"].get(task["metric"])
         beside = published.BENCHMARKS.get(_BESIDE.get(name, ""))
-        own = (_percent(main["mean"]), _interval(main)) if main else ("no score", "")
+        own = (page.percent(main["mean"]), page.interval(main)) if main else ("no score", "")
         theirs = (beside.gpt4, beside.gpt35) if beside else ("", "")
         rows.append(
-            (name, task["metric"], *own, _percent(task["chance"]), *theirs, f"{task['scored']} of {task['of']}")
+            (name, task["metric"], *own, page.percent(task["chance"]), *theirs, f"{task['scored']} of {task['of']}")
         )
     return page.table(("task", "metric", "score %", "95%", "chance %", "GPT-4", "GPT-3.5", "items"), rows)
 
@@ -105,7 +97,7 @@ def _groups_table(task: Mapping[str, Any]) -> str:
     for name, metrics in task["groups"].items():
         one = metrics.get(task["metric"])
         if one:
-            rows.append((name, _percent(one["mean"]), _interval(one), one["items"]))
+            rows.append((name, page.percent(one["mean"]), page.interval(one), one["items"]))
     return f"<details><summary>all groups</summary>{page.table(('group', 'score %', '95%', 'items'), rows)}</details>"
 
 

@@ -91,7 +91,7 @@ def test_a_temperature_from_one_half_mends_the_other():
     task = Task("mmlu", "accuracy", (), lambda item: iter(()))
     tasks = {"mmlu": measures.summarised(task, {"tuned": of_letters(logit_qc, gold_q)})}
     results = {"models": {"tuned": {}}, "measures": {"calibration": {"tasks": tasks, "recalibrated": {"tuned": found}}}}
-    page = measure_page.page(results)
+    page = measure_page.of(results)
     assert page.count("data:image/png") == 3 and "temperature 1.00" in page
     assert f"2000 questions, temperature {found['temperature']:.2f}" in page
     # What the other half says changes nothing of the temperature.

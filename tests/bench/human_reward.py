@@ -15,47 +15,14 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from safetensors.numpy import load_file
 
-from gpt4jax import files, weights
-from gpt4jax.align import answers, examples, human_scored, rbrm, rules
+from gpt4jax import files
+from gpt4jax.align import human_scored, rbrm, rules, scorer
 from gpt4jax.align.rubric import CLASSES
 from gpt4jax.evals import stats
-from gpt4jax.inference import chat
 
-LENGTH, ROOM, ROWS = 224, 112, 8  # as the config has them; rows that are read at once
-
-
-class Judge:
-    """A reward model that a stage exported."""
-
-    def __init__(self, folder: pathlib.Path):
-        loaded = weights.load(str(folder))
-        assert loaded.tokenizer is not None
-        self.head, self.config, self.params = load_file(folder / "head.safetensors"), loaded.config, loaded.params
-        template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(folder))
-        self.encoder = examples.Encoder(loaded.tokenizer, template, LENGTH, ROOM, cut=True)
-        self._score = jax.jit(self._scored)
-
-    def _scored(self, params, some: answers.Answers):
-        return answers.scores(self.head, some, answers.features(self.config, params, some))
-
-    def __call__(self, replies: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The scores of (prompt, reply) pairs."""
-        rows = []
-        for prompt, reply in replies:
-            asked = {"messages": [{"role": "user", "content": prompt}]}
-            answer = self.encoder.answer(asked, reply)
-            rows.append(examples.answer_row(self.encoder.prompt(asked)[: LENGTH - len(answer)], [answer], 1, LENGTH))
-        found = []
-        for start in range(0, len(rows), ROWS):
-            some = rows[start : start + ROWS]
-            some += [some[-1]] * (ROWS - len(some))
-            arrays = (np.concatenate([row[name] for row in some]) for name in ("tokens", "start", "length"))
-            found.append(np.asarray(self._score(self.params, answers.Answers(*arrays))))
-        return np.concatenate(found)[: len(rows)]
+ROOM = 112  # tokens of a response that the config reads
 
 
 def words(values: np.ndarray, clusters: Sequence[str]) -> str:
@@ -64,7 +31,7 @@ def words(values: np.ndarray, clusters: Sequence[str]) -> str:
     return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-def compared(judge: Judge, rows: Sequence[dict], most: int) -> None:
+def compared(judge: scorer.Score, rows: Sequence[dict], most: int) -> None:
     """The reward model beside the shorter response, over pairs and over prompts."""
     held = [row for row in human_scored.comparisons(rows, most=most) if human_scored.held_out(row["prompt"])]
     replies = [(row["prompt"], response) for row in held for response in row["responses"]]
@@ -95,7 +62,7 @@ def replies_of(rows) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(found))
 
 
-def fitted(judge: Judge, rows) -> None:
+def fitted(judge: scorer.Score, rows) -> None:
     """The weights of rules, fitted on training prompts and tried on the others."""
     every = replies_of(rows)
     scores = judge([(prompt, reply) for prompt, _, reply in every])
@@ -122,7 +89,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--most", type=int, default=9, help="responses of a prompt, at most")
     flags = parser.parse_args()
-    judge, rows = Judge(flags.workdir / "reward" / "export"), human_scored.load(files.cache_dir())
+    judge, rows = (
+        scorer.of_export(str(flags.workdir / "reward" / "export"), room=ROOM),
+        human_scored.load(files.cache_dir()),
+    )
     compared(judge, rows, flags.most)
     fitted(judge, rows)
 
