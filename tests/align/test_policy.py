@@ -1,5 +1,7 @@
 """PPO's updates: parts of a minibatch, rows of pre-training text, and rules as a reward."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from tests.conftest import LLAMA, perturbed
 
 CONFIG = model.Config(**LLAMA, init_std=0.3)
 ROOM, WIDTH = 4, 8
+REFERENCE = perturbed(CONFIG, seed=3)
 LOSSES = policy.Losses(Form(CONFIG), Form(CONFIG), ROOM, 0.8, 0.2, 0.3, 0.5, 0.0)
 
 
@@ -42,17 +45,88 @@ def text():
     return Batch(*(jnp.asarray(one, jnp.int32) for one in (tokens[:, :-1], tokens[:, 1:], ones, places, ones)))
 
 
-def test_the_loss_is_that_of_the_policys_and_the_values_tokens(params, round_):
+def each_answer(some):
+    """The tokens of each row up to the answer's end, alone, with where the answer begins."""
+    for row, (start, length) in enumerate(zip(some.start_b, some.length_b, strict=True)):
+        yield row, some.tokens_bt[row : row + 1, : start + length], int(start), int(length)
+
+
+def plain_log_p(decoder, some):
+    """Log probabilities at temperature 0.8 of each answer's tokens, by one pass over it alone."""
+    out = np.zeros((len(some.start_b), ROOM))
+    for row, tokens, start, length in each_answer(some):
+        log_tv = jax.nn.log_softmax(model.apply(CONFIG, decoder, tokens)[0] / 0.8)
+        out[row, :length] = [log_tv[start - 1 + t, tokens[0, start + t]] for t in range(length)]
+    return out
+
+
+def plain_values(value, some):
+    """The value network's number before each of an answer's tokens."""
+    out = np.zeros((len(some.start_b), ROOM))
+    for row, tokens, start, length in each_answer(some):
+        x_td = model.features(CONFIG, value["decoder"], tokens)[0][0]
+        out[row, :length] = [x_td[start - 1 + t] @ value["head"]["score_d"] + 0.1 for t in range(length)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain(params, round_):
+    """Log probabilities by the policy and by the reference, and values."""
+    decoders = params["policy"], REFERENCE
+    return *(plain_log_p(one, round_.answers) for one in decoders), plain_values(params["value"], round_.answers)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_round_is_looked_at_token_by_token(params, round_, plain, whiten):
+    """Rewards with the KL to the reference, their variance made 1, advantages and returns, by loops."""
+    some, (log_p, reference_log_p, values) = round_.answers, plain
+    score, ended = np.array([1.5, -0.5, 0.25, 2.0]), np.array([True, True, False, True])
+    options = SimpleNamespace(
+        max_response=ROOM, temperature=0.8, missing_end_penalty=3.0, kl_estimator="k1", whiten_rewards=whiten,
+        whiten_advantages=whiten, discount=0.9, decay=0.7,
+    )  # fmt: skip
+    models = rollout.Models(params["policy"], REFERENCE, params["value"]["decoder"], params["value"]["head"])
+    found, facts = rollout.seen(
+        CONFIG, CONFIG, models, some, jnp.asarray(score), jnp.asarray(ended), jnp.asarray(0.3), options
+    )
+    apart = log_p - reference_log_p
+    rewards, lengths = -0.3 * apart, np.asarray(some.length_b)
+    for row, length in enumerate(lengths):
+        rewards[row, length - 1] += score[row] - (0.0 if ended[row] else 3.0)
+    mask = np.arange(ROOM) < lengths[:, None]
+    if whiten:
+        mean = rewards[mask].mean()
+        rewards = np.where(mask, (rewards - mean) / rewards[mask].std() + mean, 0)
+    advantages = np.zeros_like(rewards)
+    for row, length in enumerate(lengths):
+        carried = 0.0
+        for t in reversed(range(length)):
+            after = values[row, t + 1] if t + 1 < length else 0.0
+            carried = rewards[row, t] + 0.9 * after - values[row, t] + 0.9 * 0.7 * carried
+            advantages[row, t] = carried
+    returns = np.where(mask, advantages + values, 0)
+    if whiten:
+        advantages = np.where(mask, (advantages - advantages[mask].mean()) / advantages[mask].std(), 0)
+    for ours, by_hand in (
+        (found.log_p_br, log_p), (found.values_br, values), (found.advantages_br, advantages),
+        (found.returns_br, returns),
+    ):  # fmt: skip
+        np.testing.assert_allclose(np.where(mask, ours, 0), by_hand, rtol=1e-3, atol=1e-4)
+    told = {
+        "score": score.mean(),
+        "kl": apart.sum(1).mean(),
+        "entropy": -log_p.sum(1).mean(),
+        "length": 2.5,
+        "ended": 0.75,
+    }
+    for name, value in told.items():
+        assert float(getattr(facts, name)) == pytest.approx(value, rel=1e-4), name
+
+
+def test_the_loss_is_that_of_the_policys_and_the_values_tokens(params, round_, plain):
     total, told = LOSSES(params, policy.Frozen(None, None), policy.Minibatch(round_, None))
     mask = np.asarray(answers.mask(round_.answers, ROOM))
-    log_p, values = np.zeros(mask.shape), np.zeros(mask.shape)
-    for row, (start, length) in enumerate(zip(round_.answers.start_b, round_.answers.length_b, strict=True)):
-        tokens = round_.answers.tokens_bt[row : row + 1, : start + length]
-        log_tv = jax.nn.log_softmax(model.apply(CONFIG, params["policy"], tokens)[0] / 0.8)
-        x_td = model.features(CONFIG, params["value"]["decoder"], tokens)[0][0]
-        for t in range(int(length)):
-            log_p[row, t] = log_tv[start - 1 + t, tokens[0, start + t]]
-            values[row, t] = x_td[start - 1 + t] @ params["value"]["head"]["score_d"] + 0.1
+    log_p, _, values = plain
     wanted = ppo.policy_loss(log_p, round_.log_p_br, round_.advantages_br, mask, clip=0.2)
     of_values, _ = ppo.value_loss(values, round_.values_br, round_.returns_br, mask, clip=0.3)
     assert float(told["loss"]) == pytest.approx(float(wanted.loss), rel=1e-3)
