@@ -5,8 +5,8 @@
 
 `self_improve`: chains of thought for questions without answers; those that reach the majority's answer, in four formats
 (gpt4jax/align/self_improve.py). Questions are lines {"question": TEXT}, exemplars {"question": TEXT, "path": TEXT},
-whose path ends with "The answer is N.". `toolformer`: texts, lines {"text": TEXT}, with the calls of a calculator (of a
-calendar too, if it gets a day) that made what follows them likelier (gpt4jax/align/toolformer.py). What is written is for
+whose path ends with "The answer is N.". `toolformer`: texts, lines {"text": TEXT}, with calls that made what follows
+them likelier, of a calculator and, if it gets a day, a calendar (gpt4jax/align/toolformer.py). What is written is for
 the stage of demonstrations, `--config.sft.data=jsonl:FILE`; then the new model can be asked again.
 """
 

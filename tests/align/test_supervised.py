@@ -126,3 +126,8 @@ def test_micro_batches_take_the_same_step(params, head):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.params, parts.params)
     assert float(said["loss"]) == pytest.approx(float(said_of_parts["loss"]), rel=1e-5)
     assert float(said["tokens"]) == sum(len(one.prompt) + len(a) for one in RANKED for a in one.answers)
+    # What was taken off the head is 0.1 times the slope of the mean loss, by a finite difference along it.
+    slope = jax.tree.map(lambda before, now: (before - now) / 0.1, head, whole.params["head"])
+    ends = [jax.tree.map(lambda h, g, e=e: h + e * g, head, slope) for e in (0.05, -0.05)]
+    up, down = (told(objective, {"decoder": params, "head": end}, Frozen(), batch)["loss"] for end in ends)
+    assert (up - down) / 0.1 == pytest.approx(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(slope)), rel=1e-2)
