@@ -133,6 +133,10 @@ def test_adapters_train_through_all_stages_and_merge(home, whole):
         np.testing.assert_array_equal(tuned["embed"]["token_vd"], base["embed"]["token_vd"])
         change = np.asarray(tuned["layers"]["up_df"] - base["layers"]["up_df"], np.float64)
         assert [np.linalg.matrix_rank(layer, tol=1e-5) for layer in change] == [2, 2]
+        part = "policy" if stage == "ppo" else "decoder"
+        sides = (state[f"params['{part}']['up_df']['{side}']"].astype(np.float64) for side in "ab")
+        product = np.einsum("ldr,lrf->ldf", *sides)
+        np.testing.assert_allclose(change, 16 / 2 * product, atol=1e-6)  # alpha / rank
 
 
 def test_a_policy_that_runs_away_is_stopped(home, whole):
