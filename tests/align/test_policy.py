@@ -1,5 +1,6 @@
 """PPO's updates: parts of a minibatch, rows of pre-training text, and rules as a reward."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -14,11 +15,13 @@ from gpt4jax.align.answers import Answers
 from gpt4jax.align.form import Form
 from gpt4jax.errors import UserError
 from gpt4jax.training.step import Batch
-from tests.conftest import LLAMA, perturbed
+from tests.conftest import LLAMA, apply, perturbed
 
 CONFIG = model.Config(**LLAMA, init_std=0.3)
 ROOM, WIDTH = 4, 8
 REFERENCE = perturbed(CONFIG, seed=3)
+features = jax.jit(model.features, static_argnums=0)
+loss = jax.jit(policy.Losses.__call__, static_argnums=0)
 LOSSES = policy.Losses(Form(CONFIG), Form(CONFIG), ROOM, 0.8, 0.2, 0.3, 0.5, 0.0)
 
 
@@ -45,27 +48,23 @@ def text():
     return Batch(*(jnp.asarray(one, jnp.int32) for one in (tokens[:, :-1], tokens[:, 1:], ones, places, ones)))
 
 
-def each_answer(some):
-    """The tokens of each row up to the answer's end, alone, with where the answer begins."""
-    for row, (start, length) in enumerate(zip(some.start_b, some.length_b, strict=True)):
-        yield row, some.tokens_bt[row : row + 1, : start + length], int(start), int(length)
-
-
 def plain_log_p(decoder, some):
-    """Log probabilities at temperature 0.8 of each answer's tokens, by one pass over it alone."""
+    """Log probabilities at temperature 0.8 of each answer's tokens, by the plain forward pass."""
+    logits_btv = np.asarray(apply(CONFIG, decoder, some.tokens_bt), np.float64) / 0.8
+    log_btv = logits_btv - np.logaddexp.reduce(logits_btv, axis=-1, keepdims=True)
     out = np.zeros((len(some.start_b), ROOM))
-    for row, tokens, start, length in each_answer(some):
-        log_tv = jax.nn.log_softmax(model.apply(CONFIG, decoder, tokens)[0] / 0.8)
-        out[row, :length] = [log_tv[start - 1 + t, tokens[0, start + t]] for t in range(length)]
+    for row, (start, length) in enumerate(zip(some.start_b, some.length_b, strict=True)):
+        out[row, :length] = [log_btv[row, start - 1 + t, some.tokens_bt[row, start + t]] for t in range(int(length))]
     return out
 
 
 def plain_values(value, some):
     """The value network's number before each of an answer's tokens."""
+    x_btd = np.asarray(features(CONFIG, value["decoder"], some.tokens_bt)[0], np.float64)
+    numbers_bt = x_btd @ np.asarray(value["head"]["score_d"], np.float64) + 0.1
     out = np.zeros((len(some.start_b), ROOM))
-    for row, tokens, start, length in each_answer(some):
-        x_td = model.features(CONFIG, value["decoder"], tokens)[0][0]
-        out[row, :length] = [x_td[start - 1 + t] @ value["head"]["score_d"] + 0.1 for t in range(length)]
+    for row, (start, length) in enumerate(zip(some.start_b, some.length_b, strict=True)):
+        out[row, :length] = numbers_bt[row, start - 1 : start - 1 + length]
     return out
 
 
@@ -86,9 +85,8 @@ def test_a_round_is_looked_at_token_by_token(params, round_, plain, whiten):
         whiten_advantages=whiten, discount=0.9, decay=0.7,
     )  # fmt: skip
     models = rollout.Models(params["policy"], REFERENCE, params["value"]["decoder"], params["value"]["head"])
-    found, facts = rollout.seen(
-        CONFIG, CONFIG, models, some, jnp.asarray(score), jnp.asarray(ended), jnp.asarray(0.3), options
-    )
+    seen = jax.jit(partial(rollout.seen, CONFIG, CONFIG, options=options))
+    found, facts = seen(models, some, jnp.asarray(score), jnp.asarray(ended), jnp.asarray(0.3))
     apart = log_p - reference_log_p
     rewards, lengths = -0.3 * apart, np.asarray(some.length_b)
     for row, length in enumerate(lengths):
@@ -112,19 +110,15 @@ def test_a_round_is_looked_at_token_by_token(params, round_, plain, whiten):
         (found.returns_br, returns),
     ):  # fmt: skip
         np.testing.assert_allclose(np.where(mask, ours, 0), by_hand, rtol=1e-3, atol=1e-4)
-    told = {
-        "score": score.mean(),
-        "kl": apart.sum(1).mean(),
-        "entropy": -log_p.sum(1).mean(),
-        "length": 2.5,
-        "ended": 0.75,
-    }
+    told = dict(
+        score=score.mean(), kl=apart.sum(1).mean(), entropy=-log_p.sum(1).mean(), length=2.5, ended=0.75
+    )  # fmt: skip
     for name, value in told.items():
         assert float(getattr(facts, name)) == pytest.approx(value, rel=1e-4), name
 
 
 def test_the_loss_is_that_of_the_policys_and_the_values_tokens(params, round_, plain):
-    total, told = LOSSES(params, policy.Frozen(None, None), policy.Minibatch(round_, None))
+    total, told = loss(LOSSES, params, policy.Frozen(None, None), policy.Minibatch(round_, None))
     mask = np.asarray(answers.mask(round_.answers, ROOM))
     log_p, _, values = plain
     wanted = ppo.policy_loss(log_p, round_.log_p_br, round_.advantages_br, mask, clip=0.2)
@@ -141,7 +135,8 @@ def test_parts_of_a_minibatch_take_the_same_step_though_one_has_more_tokens(para
         state = policy.PolicyState(
             jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(0.1), params["policy"]
         )
-        return policy.update(LOSSES, tx, parts, 0.9, state, policy.Minibatch(round_, None), policy.Frozen(None, None))
+        update = jax.jit(partial(policy.update, LOSSES, tx, parts, 0.9))
+        return update(state, policy.Minibatch(round_, None), policy.Frozen(None, None))
 
     (whole, told), (cut, told_of_parts) = after(1), after(2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole.params, cut.params)
@@ -153,12 +148,12 @@ def test_parts_of_a_minibatch_take_the_same_step_though_one_has_more_tokens(para
 
 
 def test_rows_of_pre_training_text_pull_with_their_coefficient(params, round_):
-    none = LOSSES(params, policy.Frozen(None, None), policy.Minibatch(round_, None))[0]
+    none = loss(LOSSES, params, policy.Frozen(None, None), policy.Minibatch(round_, None))[0]
     batch = text()
-    log_btv = jax.nn.log_softmax(model.apply(CONFIG, params["policy"], batch.tokens_bt))
+    log_btv = jax.nn.log_softmax(apply(CONFIG, params["policy"], batch.tokens_bt))
     nll = -np.mean(np.take_along_axis(np.asarray(log_btv), np.asarray(batch.targets_bt)[..., None], 2))
     losses = LOSSES._replace(pretraining_coefficient=27.8)
-    total, told = losses(params, policy.Frozen(None, None), policy.Minibatch(round_, batch))
+    total, told = loss(losses, params, policy.Frozen(None, None), policy.Minibatch(round_, batch))
     assert float(told["ppo/pretraining_loss"]) == pytest.approx(nll, rel=1e-4)
     assert float(total - none) == pytest.approx(27.8 * nll, rel=1e-4)
 

@@ -1,6 +1,7 @@
 """Objectives of stages that learn from examples, worked out answer by answer; micro-batches change nothing."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from gpt4jax.align.form import Form
 from gpt4jax.align.supervised import Frozen
 from gpt4jax.training.state import TrainState
 from gpt4jax.training.step import Batch
-from tests.conftest import LLAMA, perturbed
+from tests.conftest import LLAMA, apply, perturbed
 
 CONFIG = model.Config(**LLAMA, init_std=0.3)
 FORM = Form(CONFIG)
@@ -25,6 +26,7 @@ RANKED = [
     examples.Ranked([7], [[9, 2], [2]], [1, 1]),  # a tie alone: it counts for nothing
 ]
 WIDTH = 9
+features = jax.jit(model.features, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +43,32 @@ def stacked(rows, batch_of):
     return batch_of({name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]})
 
 
+def row(tokens):
+    """One row of the same length for all, so that they share a program: decoders do not look ahead."""
+    return jnp.array([tokens + [0] * (WIDTH - len(tokens))])
+
+
 def log_p(params, prompt, answer):
     """The log probability of an answer, by the plain forward pass."""
-    log_tv = np.asarray(jax.nn.log_softmax(model.apply(CONFIG, params, jnp.array([prompt + answer]))[0]), np.float64)
+    logits_tv = np.asarray(apply(CONFIG, params, row(prompt + answer))[0], np.float64)
+    log_tv = logits_tv - np.logaddexp.reduce(logits_tv, axis=-1, keepdims=True)
     return sum(log_tv[len(prompt) - 1 + t, token] for t, token in enumerate(answer))
 
 
 def score(params, head, prompt, answer):
-    x_td = np.asarray(model.features(CONFIG, params, jnp.array([prompt + answer]))[0][0], np.float64)
-    return x_td[-1] @ np.asarray(head["score_d"], np.float64) + float(head["bias"])
+    x_td = np.asarray(features(CONFIG, params, row(prompt + answer))[0][0], np.float64)
+    return x_td[len(prompt + answer) - 1] @ np.asarray(head["score_d"], np.float64) + float(head["bias"])
+
+
+def _told(objective, trained, frozen, batch):
+    total, sums = objective.loss(trained, frozen, batch, None)
+    return total, objective.weight(batch), objective.tell(sums)
 
 
 def told(objective, trained, frozen, batch):
-    total, sums = objective.loss(trained, frozen, batch, None)
-    found = {name: float(value) for name, value in objective.tell(sums).items()}
-    assert float(total / objective.weight(batch)) == pytest.approx(found["loss"], rel=1e-5)
+    total, weight, found = jax.jit(_told, static_argnums=0)(objective, trained, frozen, batch)
+    found = {name: float(value) for name, value in found.items()}
+    assert float(total / weight) == pytest.approx(found["loss"], rel=1e-5)
     return found
 
 
@@ -117,10 +130,11 @@ def test_micro_batches_take_the_same_step(params, head):
 
     def after(parts):
         state = TrainState(jnp.zeros((), jnp.int32), trained, tx.init(trained))
-        return supervised.train_step(
-            objective, tx, optax.constant_schedule(0.1), state, batch, Frozen(), seed=0, micro_batches=parts,
+        step = partial(
+            supervised.train_step, objective, tx, optax.constant_schedule(0.1), seed=0, micro_batches=parts,
             dropout=False,
         )  # fmt: skip
+        return jax.jit(step)(state, batch, Frozen())
 
     (whole, said), (parts, said_of_parts) = after(1), after(2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.params, parts.params)
