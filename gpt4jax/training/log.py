@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -34,18 +34,20 @@ class TrainLog:
         self._writer, self._progress, self._every = writer, progress, every
         self._flops, self._peak = flops_per_token, peak_flops
         self._last_saved = last_saved
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, Mapping[str, jax.Array | float]] | None = None
         self._last_finite: int | None = None
         self._unwritten: tuple[int, dict[str, float]] | None = None  # the newest step, if it has no line yet
         self._waited = self._tokens = self._bytes = self._nll = 0.0
         self._window_start: float | None = None  # set when the first step, with its compilation, is over
         self.total_tokens, self.total_seconds = 0.0, 0.0
 
-    def push(self, step: int, scalars: dict[str, jax.Array], waited: float) -> None:
-        """Takes the scalars of a step just dispatched, and fetches those of the step before."""
+    def push(self, step: int, scalars: Mapping[str, jax.Array | float], waited: float) -> None:
+        """Takes the scalars of a step just dispatched, and fetches those of the step before; numbers at once."""
         pending, self._pending = self._pending, (step, scalars)
         self._waited += waited
         self._fetch(pending)
+        if not any(isinstance(value, jax.Array) for value in scalars.values()):  # the step is over: so is its time
+            self.flush()
 
     def flush(self, *, end: bool = False) -> None:
         """Fetches what is pending: before a save or an evaluation, and at the end, which always writes a line."""
@@ -62,7 +64,7 @@ class TrainLog:
         if self._window_start is not None:
             self._window_start += time.monotonic() - start
 
-    def _fetch(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
+    def _fetch(self, pending: tuple[int, Mapping[str, jax.Array | float]] | None) -> None:
         if pending is None:
             return
         step, scalars = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}

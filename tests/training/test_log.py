@@ -42,3 +42,17 @@ def test_a_loss_that_is_no_number_is_an_error_and_no_line(log, tmp_path):
     with pytest.raises(UserError, match="not finite at step 2 .loss nan.*finite up to step 1; nothing was saved yet"):
         log.flush()
     assert [line["step"] for line in metrics.read(tmp_path)] == [1]
+
+
+def test_a_step_that_is_over_when_it_is_told_has_its_own_time(log, tmp_path, monkeypatch):
+    """Rounds of PPO give numbers: a save right behind one must find nothing left to fetch in no time."""
+    now = iter([10.0, 12.0, 13.0, 15.0, 17.0])  # of the lines of steps 1, 2, 4; of the pause between
+    monkeypatch.setattr("gpt4jax.training.log.time.monotonic", lambda: next(now))
+    for step in range(1, 5):
+        log.push(step, {name: float(value) for name, value in scalars(step).items()}, 0.0)
+        if step == 2:
+            log.flush()
+            with log.paused():
+                pass
+    rates = [line.get("perf/tokens_per_second") for line in metrics.read(tmp_path)]
+    assert rates == [None, 10 / 2, 20 / (17 - 12 - 2)]
