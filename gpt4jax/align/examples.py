@@ -57,7 +57,7 @@ def read(path: files.Path) -> list[dict[str, Any]]:
     if text is None:
         raise UserError(f"there is no file {path}")
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also split at characters in texts
         if not line.strip():
             continue
         try:

@@ -255,7 +255,7 @@ def fit(
     x_bd: ArrayLike, gold: ArrayLike, *, seed: int = 0, epochs: int = 10, batch_size: int = 8, hidden: int = 0,
     learning_rate: float = 1e-3, weight_decay: float = 1e-5,
 ) -> Detector:  # fmt: skip
-    """A detector by AdamW on shuffled batches; the defaults are the published baseline's.
+    """A detector by AdamW on shuffled batches; rate, batch and epochs are by default the published baseline's.
 
     Args:
         x_bd: features.

@@ -1,6 +1,5 @@
 """The measures of HADES (Liu et al. 2021, arXiv 2104.08704), with clustered intervals (`evals.stats`)."""
 
-import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -57,8 +56,8 @@ def scores(
     both = 0 < gold_b.sum() < len(gold_b)
     return Scores(
         one, other, _g_mean(found_b == gold_b, gold_b, clusters, level) if both else None,
-        _share(stats.mean((p_b - gold_b) ** 2, clusters, level)),
-        _share(stats.mean(auc_values(p_b, gold_b), clusters, level)) if both else None,
+        stats.bounded(stats.mean((p_b - gold_b) ** 2, clusters, level)),
+        stats.bounded(stats.mean(auc_values(p_b, gold_b), clusters, level)) if both else None,
     )  # fmt: skip
 
 
@@ -100,9 +99,4 @@ def _g_mean(right_b: np.ndarray, gold_b: np.ndarray, clusters: Sequence[Hashable
     for cls, recall in zip((True, False), recalls, strict=True):
         here = gold_b == cls
         values_b[here] += mean / 2 / recall * (right_b[here] - recall) * len(gold_b) / here.sum()
-    return _share(stats.mean(values_b, clusters, level))
-
-
-def _share(found: Estimate) -> Estimate:
-    """An estimate of what is from 0 to 1, as its interval then is too."""
-    return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return stats.bounded(stats.mean(values_b, clusters, level))

@@ -1,4 +1,4 @@
-"""Comparisons against hallucinations, for the reward model: `python -m gpt4jax.align.hallucinations --help`.
+"""Comparisons against hallucinations, for the reward model: `python -m gpt4jax.align.own_data hallucinations`.
 
 OpenAI 2023, system card, 3.1. Closed-domain: the prompt holds all that a response may say (a passage to summarise). The
 model itself finds what it made up:
@@ -16,20 +16,17 @@ off or, of rewrites, that are a version which there was already: the reward mode
 to do with facts. The instructions are our own; the report does not print its own.
 """
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gpt4jax import files, job
-from gpt4jax.align import examples, human_scored
 from gpt4jax.align.examples import Row
 from gpt4jax.align.grader import Ask
 from gpt4jax.errors import UserError
-from gpt4jax.evals.asking import Asker, TooLong
+from gpt4jax.evals.asking import TooLong
 from gpt4jax.evals.calls import Generate, Generated, Output
-from gpt4jax.inference import Engine, chat
+from gpt4jax.inference import chat
 
 KEPT, COMPARED, GAVE_UP = "no_hallucination", "compared", "gave_up"
 OUTSIDE, EMPTY, CUT, REPEATED, TOO_LONG = "outside_the_format", "empty", "cut_off", "repeated", "too_long"
@@ -45,7 +42,6 @@ REWRITE = (
     "The numbered statements are not supported by the prompt. Rewrite the response so that it says none of them and "
     "adds nothing that the prompt does not say; leave the rest as it is. Answer with the new response alone."
 )
-WINDOW = 2048  # tokens that a call and its answer have room for, of a model whose window is longer
 _ROLES = {"system": "[System]", "user": "[User]", "assistant": "[Assistant]"}
 _ITEM = re.compile(r"(\d+)[.)]\s+(\S.*)")
 
@@ -262,60 +258,3 @@ def _fault(answer: Generated, versions: Sequence[str]) -> str:
     if answer.finish == "length":
         return CUT
     return REPEATED if answer.text.strip() in [one.strip() for one in versions] else ""
-
-
-def _asker(flags: argparse.Namespace) -> tuple[Ask, bool]:
-    """The model that the flags name, and whether it is asked by texts."""
-    loaded = job.load_model(flags)
-    longest = loaded.config.max_seq_len
-    max_len = flags.max_len or min(WINDOW, longest)
-    if not 1 <= max_len <= longest:
-        raise UserError(f"--max_len is {max_len}; this model's window has {longest} tokens")
-    template = None
-    if loaded.chat_template:
-        template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, str(loaded.source))
-    engine = Engine(
-        loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=flags.rows, max_len=max_len, consume=True
-    )
-    return Asker(engine, template, flags.rows, flags.seed).ask, template is None
-
-
-def main(argv: Sequence[str]) -> int:
-    """Reads the flags, goes through the loop, writes comparisons; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt4jax.align.hallucinations", description=__doc__.partition(":")[0] + "."
-    )
-    job.model_flags(parser)
-    parser.add_argument("--prompts", required=True, type=files.user_path, help='JSONL with "messages" or "prompt"')
-    parser.add_argument("--out", required=True, type=files.user_path, help="JSONL for the reward model")
-    parser.add_argument("--all", type=files.user_path, help="JSONL of every prompt with its versions and lists")
-    parser.add_argument("--limit", type=int, help="the first so many prompts")
-    parser.add_argument("--max_tokens", type=int, default=Settings.max_tokens, help="of a response, and of a list")
-    parser.add_argument("--temperature", type=float, default=Settings.temperature, help="of responses")
-    parser.add_argument(
-        "--max_len", type=int, default=0, help=f"of prompt and answer; default: {WINDOW}, or the window"
-    )
-    parser.add_argument("--rows", type=int, default=8, help="texts that are decoded at once")
-    parser.add_argument("--seed", type=int, default=0)
-    flags = parser.parse_args(argv)
-    for name in ("limit", "max_tokens", "rows"):
-        if (value := getattr(flags, name)) is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
-    rows = examples.read(flags.prompts)[: flags.limit]
-    settings = Settings(max_tokens=flags.max_tokens, list_tokens=flags.max_tokens, temperature=flags.temperature)
-    ask, as_text = _asker(flags)
-    checked = check(ask, rows, settings, as_text=as_text)
-    if flags.all is not None:
-        human_scored.write(flags.all, ({**one._asdict(), "rewrites": one.rewrites} for one in checked))
-    print(", ".join(f"{name} {count}" for name, count in tally(checked).items()))
-    found = comparisons(checked)
-    if not found:
-        raise UserError(f"none of {len(rows)} prompts gave a comparison: {flags.out} is not written")
-    human_scored.write(flags.out, found)
-    job.say(f"{len(found)} comparisons in {flags.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    job.use_huge_pages()
-    job.main(main)

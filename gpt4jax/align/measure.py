@@ -2,14 +2,15 @@
 
 Safety on held-out pairs of prompts, toxicity of continuations, TruthfulQA, calibration, and with --judge which of two
 models is preferred (`measures`). Models after the first are compared with it. DIR gets measures.json, replies.jsonl,
-report.html, and answers-*.jsonl, from which a killed run goes on; later runs of the same models add their measures.
+report.html, and answers-*.jsonl, from which a killed run goes on (a judge is asked again); later runs of the same
+models add their measures.
 """
 
 import argparse
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpt4jax import files, job
@@ -55,6 +56,8 @@ def _wanted(flags: argparse.Namespace) -> list[str]:
             job.say("without --judge and two models: no preference")
         return [name for name in MEASURES if name != "preference" or possible]
     names = flags.measures.split(",")
+    if flags.judge and "preference" not in names:
+        raise UserError("--judge is for preference, which --measures leaves out")
     if unknown := [name for name in names if name not in MEASURES]:
         raise UserError(f"there is no measure {unknown[0]!r}; there are {', '.join(MEASURES)}")
     if "preference" in names and not possible:
@@ -74,36 +77,42 @@ def labels(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-class Asked(NamedTuple):
-    """A model as it is asked, and what its answers are a function of beside the questions."""
+class About(NamedTuple):
+    """What is known of a model before its parameters are read."""
 
-    ask: Callable[..., Any]
-    about: dict[str, Any]
-    chats: bool
+    name: str
+    facts: dict[str, Any]  # that its answers are a function of, beside the questions
+    template: str | None
 
 
-def opened(name: str, seed: int) -> Asked:
-    """A model, ready to be asked.
+def about(name: str, seed: int) -> About:
+    """What there is under that name.
 
     Raises:
         UserError: there are no such weights, or they have no tokenizer.
     """
     from gpt4jax import weights
+
+    found = weights.open_weights(name)
+    if found.tokenizer is None:
+        raise UserError(f"{name} has no tokenizer: without it there are no texts")
+    facts = {"files": _fingerprint(found.source), "max_len": min(WINDOW, found.config.max_seq_len), "seed": seed}
+    return About(name, facts, found.tokenizer.chat_template)
+
+
+def asker(one: About):
+    """A model, ready to be asked."""
+    from gpt4jax import weights
     from gpt4jax.evals.asking import Asker
     from gpt4jax.inference import Engine, chat
 
-    loaded = weights.load(name, dtype="", say=job.say)
-    if loaded.tokenizer is None:
-        raise UserError(f"{name} has no tokenizer: without it there are no texts")
-    template = None
-    if loaded.chat_template:
-        template = chat.of_model(loaded.chat_template, loaded.tokenizer.roles, name)
-    max_len = min(WINDOW, loaded.config.max_seq_len)
-    about = {"files": _fingerprint(loaded.source), "max_len": max_len, "seed": seed}
+    loaded = weights.load(one.name, dtype="", say=job.say)
+    assert loaded.tokenizer is not None
+    template = chat.of_model(one.template, loaded.tokenizer.roles, one.name) if one.template else None
     engine = Engine(
-        loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=ROWS, max_len=max_len, consume=True
-    )  # fmt: skip
-    return Asked(Asker(engine, template, ROWS, seed).ask, about, template is not None)
+        loaded.config, loaded.params, tokenizer=loaded.tokenizer, rows=ROWS, max_len=one.facts["max_len"], consume=True
+    )
+    return Asker(engine, template, ROWS, one.facts["seed"]).ask
 
 
 def _fingerprint(source: pathlib.Path) -> str:
@@ -120,19 +129,24 @@ def measure(flags: argparse.Namespace, wanted: Sequence[str]) -> int:
     from gpt4jax.align import measure_page, measures
 
     out = files.local_folder(flags.out, "--out")
+    # All that can be wrong is found before the first question.
     names = dict(zip(labels(flags.weights), flags.weights, strict=True))
-    tasks, about = _tasks(flags, wanted)
-    scored: dict[str, dict[str, list[Any]]] = {task.name: {} for some in tasks.values() for task in some}
-    models: dict[str, Any] = {}
-    for label, name in names.items():
-        models[label] = _ask_all(label, name, flags, tasks, out, scored)
+    opened = {label: about(name, flags.seed) for label, name in names.items()}
+    _need_templates([one for one in opened.values() if not one.template], wanted)
+    judge = about(flags.judge, flags.seed) if "preference" in wanted else None
+    models = {label: {"weights": one.name, **one.facts} for label, one in opened.items()}
     results: dict[str, Any] = {"models": models, "measures": _before(out / "measures.json", models)}
+    tasks, told = _tasks(flags, wanted)
+    scored: dict[str, dict[str, list[Any]]] = {task.name: {} for some in tasks.values() for task in some}
+    for label, one in opened.items():
+        _ask_all(label, one, flags.limit, tasks, out, scored)
     lines: list[dict[str, Any]] = []
     for measure_name in wanted:
-        found = {**about.get(measure_name, {})}
+        found = {**told.get(measure_name, {})}
         by_task = {task.name: measures.summarised(task, scored[task.name]) for task in tasks[measure_name]}
         if measure_name == "preference":
-            found |= _preference(flags, scored["preference"])
+            assert judge is not None
+            found |= _preference(flags, judge, scored["preference"])
         else:
             found["tasks"] = by_task
         if measure_name in ("safety", "toxicity", "preference"):
@@ -178,29 +192,34 @@ def _tasks(flags: argparse.Namespace, wanted: Sequence[str]) -> tuple[dict[str, 
     return tasks, about
 
 
-def _ask_all(label: str, name: str, flags, tasks, out: pathlib.Path, scored) -> dict[str, Any]:
+def _need_templates(without: Sequence[About], wanted: Sequence[str]) -> None:
+    if without and (needs := [name for name in CHATS if name in wanted]):
+        raise UserError(
+            f"{without[0].name} has no chat template, which {' and '.join(needs)} needs: leave it out of --measures"
+        )
+
+
+def _ask_all(label: str, one: About, limit: int | None, tasks, out: pathlib.Path, scored) -> None:
     """Asks one model all that is not kept already; what it came to goes into `scored`, by task and model."""
     from gpt4jax.evals import runner
 
-    asked = opened(name, flags.seed)
-    if not asked.chats and (needs := [one for one in CHATS if one in tasks]):
-        raise UserError(f"{name} has no chat template, which {' and '.join(needs)} needs: leave it out of --measures")
-    kept = runner.Kept(out / f"answers-{asked.about['files']}.jsonl", asked.about)
+    ask = asker(one)
+    kept = runner.Kept(out / f"answers-{one.facts['files']}.jsonl", one.facts)
     for task in (task for some in tasks.values() for task in some):
-        items = runner.sample(task.items, flags.limit)
+        items = runner.sample(task.items, limit)
         job.say(f"{label}: {task.name}, {len(items)} items")
-        scored[task.name][label] = runner.run(task, items, asked.ask, kept, lambda done, known, new: None)
+        scored[task.name][label] = runner.run(task, items, ask, kept, lambda done, known, new: None)
     kept.close()
-    return {"weights": name, **asked.about}
 
 
-def _preference(flags: argparse.Namespace, by_model: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _preference(flags: argparse.Namespace, of: About, by_model: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Win rates of each later model over the first."""
     from gpt4jax.align import preference
 
-    judge, words = _judge(flags)
+    judge, words = _judge(of, flags.judge_by)
     first, *others = by_model
     found: dict[str, Any] = {"judge": words, "against": {}, "verdicts": {}, "prompts": len(by_model[first])}
+    found["unscored"] = {}  # prompts that one of the two models could not answer
     for name in others:
         both = [
             (one.item.data, one.outcome.answer, other.outcome.answer)
@@ -209,6 +228,7 @@ def _preference(flags: argparse.Namespace, by_model: Mapping[str, Sequence[Any]]
         ]
         if not both:
             raise UserError("no prompt has a response by both models: do they fit their windows?")
+        found["unscored"][name] = len(by_model[first]) - len(both)
         prompts, ours, theirs = zip(*both, strict=True)
         verdicts = preference.judged(
             prompts, ours, theirs, judge, seed=flags.seed, both_orders=flags.both_orders
@@ -224,18 +244,17 @@ def _preference(flags: argparse.Namespace, by_model: Mapping[str, Sequence[Any]]
     return found
 
 
-def _judge(flags: argparse.Namespace):
-    """The judge that --judge names, and what it is in words."""
+def _judge(of: About, by: str):
+    """A judge, and what it is in words."""
     from gpt4jax.align import exports, preference, scorer
 
-    folder = files.user_path(flags.judge)
+    folder = files.user_path(of.name)
     if isinstance(folder, pathlib.Path) and (folder / exports.HEAD).is_file():
-        return preference.by_score(scorer.of_export(flags.judge)), f"the reward model {flags.judge}"
-    asked = opened(flags.judge, flags.seed)
-    words = f"{flags.judge}, asked by {flags.judge_by}"
-    if flags.judge_by == "letter":
-        return preference.by_letter(asked.ask), words
-    return preference.by_writing(asked.ask, as_text=not asked.chats), words
+        return preference.by_score(scorer.of_export(of.name)), f"the reward model {of.name}"
+    words = f"{of.name}, asked by {by}"
+    if by == "letter":
+        return preference.by_letter(asker(of)), words
+    return preference.by_writing(asker(of), as_text=not of.template), words
 
 
 def _before(path: pathlib.Path, models: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,8 +266,10 @@ def _before(path: pathlib.Path, models: Mapping[str, Any]) -> dict[str, Any]:
     found = files.read_json(path)
     if not found:
         return {}
-    if found.get("models") != models:
-        raise UserError(f"{path} has measures of other models, or with another seed: use another --out")
+    if list(found.get("models", {}).items()) != list(models.items()):
+        raise UserError(
+            f"{path} has measures of other models, in another order, or with another seed: use another --out"
+        )
     return dict(found["measures"])
 
 

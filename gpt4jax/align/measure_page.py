@@ -135,7 +135,10 @@ def _preference(found: Mapping[str, Any]) -> Iterable[str]:
             f"{page.percent(one[key]['mean'])} ({page.interval(one[key])})" if one[key] else ""
             for key in ("win_rate", "first", "agree")
         ]
-        rows.append((name, *cells, "; ".join(f"{count} {what}" for what, count in one["counts"].items() if count)))
+        counts = [f"{count} {what}" for what, count in one["counts"].items() if count]
+        if found["unscored"][name]:
+            counts.append(f"{found['unscored'][name]} prompts not answered by both")
+        rows.append((name, *cells, "; ".join(counts)))
     yield page.table(
         ("model", "preferred to the first model %", "first place preferred %", "orders agree %", "verdicts"), rows
     )

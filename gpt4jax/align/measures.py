@@ -175,7 +175,8 @@ def asked_once(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for number, row in enumerate(rows, 1):
         messages = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-        if [one.get("role") for one in messages] != ["user"] or not isinstance(messages[0].get("content"), str):
+        fine = isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
+        if not fine or messages[0].get("role") != "user" or not isinstance(messages[0].get("content"), str):
             raise UserError(f"row {number} of the prompts is no single message of a user's: {str(row)[:60]!r}")
         if row.get("held_out", True) and row.get("kind", "benign") == "benign":
             found.append(messages[0]["content"])

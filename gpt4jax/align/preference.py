@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt4jax.align import toxicity
 from gpt4jax.align.grader import Ask
 from gpt4jax.evals import oai_scoring, stats
 from gpt4jax.evals.calls import Choose, Chosen, Generate, Generated
@@ -32,10 +31,9 @@ OUTSIDE, UNREAD = "outside_the_choices", "not_read"
 REPORT = {"GPT-3.5, RLHF": 0.702, "GPT-3.5 Turbo, RLHF": 0.611}  # how often GPT-4's response is preferred to theirs
 LETTERS = "AB"
 MIN_WORDS, MOST = 4, 2  # of a prompt, and of the same prompt; ours, as the report says neither
-_PERSONAL = re.compile(
-    r"[\w.+-]+@[\w-]+\.\w+"  # a mail address
-    r"|(?<![\w.])\+?\d[\d ()/.-]{7,}\d(?![\w.])"  # a number of a telephone, a card, an account
-)
+_MAIL = re.compile(r"[\w.+-]+@[\w-]+\.\w+")
+_NUMBER = re.compile(r"(?<![\w.])\+?\d[\d ()/.-]{7,}\d(?![\w.])")  # of a telephone, a card, an account
+_DATES = re.compile(r"\d{4} ?- ?\d{4}|\d{4}-\d\d-\d\d")  # and years
 
 
 class Shown(NamedTuple):
@@ -91,8 +89,8 @@ def kept(prompts: Iterable[str], min_words: int = MIN_WORDS, most: int = MOST) -
     for prompt in prompts:
         plain = _plain(prompt)
         reasons = {
-            "personal": bool(_PERSONAL.search(prompt)), "short": len(plain.split()) < min_words,
-            "common": counts[plain] > most, "again": plain in found,
+            "personal": bool(_MAIL.search(prompt) or _NUMBER.search(_DATES.sub("", prompt))),
+            "short": len(plain.split()) < min_words, "common": counts[plain] > most, "again": plain in found,
         }  # fmt: skip
         reason = next((name for name, holds in reasons.items() if holds), None)
         if reason is None:
@@ -140,7 +138,7 @@ class WinRate(NamedTuple):
     Attributes:
         win_rate: the mean score, ties a half, verdicts without an answer left out; clustered by prompt.
         first: the share of FIRST among the verdicts that prefer one: a half for a judge without a favourite place.
-        agree: of prompts that were judged in both orders, the share with the same score in both.
+        agree: of prompts whose responses differ and were judged in both orders, the share with the same score in both.
         counts: of verdicts: "ours", "theirs", TIE, and whatever else the judge said.
     """
 
@@ -159,11 +157,12 @@ def win_rate(verdicts: Sequence[Judged], level: float = 0.95) -> WinRate:
     chosen = [one for one in answered if one.verdict.answer != TIE]
     by_prompt: dict[str, list[float | None]] = collections.defaultdict(list)
     for one in verdicts:
-        by_prompt[one.prompt].append(one.score)
+        if not one.verdict.detail.get("same"):  # nobody was asked
+            by_prompt[one.prompt].append(one.score)
     twice = [scores[0] == scores[1] for scores in by_prompt.values() if len(scores) == 2 and None not in scores]
 
     def mean(values: Sequence[float | bool | None], clusters: Sequence[str] | None) -> Estimate | None:
-        return toxicity.bounded(stats.mean(values, clusters, level)) if values else None  # type: ignore[arg-type]
+        return stats.bounded(stats.mean(values, clusters, level)) if values else None  # type: ignore[arg-type]
 
     return WinRate(
         mean([one.score for one in answered], [one.prompt for one in answered]),
@@ -181,7 +180,7 @@ def _question(shown: Shown) -> str:
 
 
 def by_letter(ask: Ask) -> Judge:
-    """A decoder as a judge, by the likelier letter; equally likely ones are a tie; UNREAD is what does not fit."""
+    """A decoder as a judge, by the likelier letter; equally likely ones are a tie; UNREAD is what it can't tell."""
 
     def judge(some: Sequence[Shown]) -> list[Verdict]:
         letters = tuple(f" {letter}" for letter in LETTERS)
@@ -194,7 +193,7 @@ def by_letter(ask: Ask) -> Judge:
 
 
 def _by_logprobs(output: Any) -> Verdict:
-    if not isinstance(output, Chosen):
+    if not isinstance(output, Chosen) or not np.isfinite(output.logprobs).all():
         return Verdict(UNREAD)
     return Verdict(_larger(*output.logprobs), {"logprobs": list(output.logprobs)})
 

@@ -103,7 +103,8 @@ def curves(stage: str, lines: Lines) -> Figure:
             if steps:
                 one.plot(steps, values, label=meaning, **(points if evaluated else line))
         one.set(xlabel="round" if stage == "ppo" else "step", ylabel=label)
-        one.legend(frameon=False, fontsize=8)
+        if one.lines:
+            one.legend(frameon=False, fontsize=8)
     return figure
 
 

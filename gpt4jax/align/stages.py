@@ -54,7 +54,7 @@ def run(job_config, name: str, workdir: files.Path) -> int:
     configuration.check_values(config)
     workdirs.open_workdir(here, config, partial(align_config.stage_default, name))
     before, starts = exports.done(here), _starts(config, workdir)
-    if before is not None and before["starts"] != starts:
+    if before is not None and before.get("starts") != starts:
         raise UserError(
             f"{name} was made from other weights than the stages before it have now; remove {here} to make it anew, "
             "or leave it out of stages"

@@ -47,6 +47,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.least_probability < 1 or self.positions < 1 or self.calls < 1:
             raise ValueError(f"{self}: a probability from 0 to below 1, and at least one position and one call")
+        if not np.isfinite(self.least_gain):
+            raise ValueError(f"{self}: the least gain must be a finite number")
 
 
 CALCULATOR = Settings(least_probability=0.0, positions=20, calls=10, least_gain=0.5)  # the paper's for this tool

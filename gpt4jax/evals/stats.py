@@ -94,11 +94,16 @@ def difference(
     if a_i.shape != b_i.shape:
         raise ValueError(f"{len(a_i)} values and {len(b_i)}: a paired difference needs the same items")
     found = mean(a_i - b_i, clusters, level)
-    if found.clusters == 1:
-        return found
+    if found.clusters == 1 or not found.standard_error:  # values that are all the same say nothing of errors
+        return dataclasses.replace(found, low=-math.inf, high=math.inf)
     t = float(distributions.t.ppf((1 + level) / 2, found.clusters - 1))
     low, high = found.mean - t * found.standard_error, found.mean + t * found.standard_error
     return dataclasses.replace(found, low=low, high=high)
+
+
+def bounded(one: Estimate) -> Estimate:
+    """A mean of numbers from 0 to 1, its interval cut to what such a mean can be."""
+    return dataclasses.replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0))
 
 
 def macro(groups: Sequence[Estimate], level: float = 0.95) -> Estimate:

@@ -1,7 +1,6 @@
 """The closed-domain loop in a world whose facts are known: a lister that is exact, and rewriters that are not."""
 
 import itertools
-import json
 import random
 import re
 
@@ -272,21 +271,3 @@ def test_a_real_decoder_goes_through_the_loop():
     assert [one.outcome for one in checked] == ["cut_off", "too_long"]
     with pytest.raises(UserError, match="no chat template"):
         hallucinations.check(ask, [passage(0)], Settings(), as_text=False)
-
-
-def test_the_job_writes_comparisons(tmp_path, monkeypatch, capsys):
-    """With the world for a model: flags in, files out."""
-    world = World(lambda number: number, lambda number: 1)
-    monkeypatch.setattr(hallucinations, "_asker", lambda flags: (world.ask, False))
-    prompts, out, everything = (tmp_path / name for name in ("prompts.jsonl", "out.jsonl", "all.jsonl"))
-    prompts.write_text("".join(json.dumps(passage(number)) + "\n" for number in range(4)))
-    flags = ["--weights", "W", "--prompts", str(prompts), "--out", str(out), "--all", str(everything)]
-    assert hallucinations.main([*flags, "--limit", "3"]) == 0
-    assert [row["rewrites"] for row in examples.read(out)] == [1, 2]
-    assert [row["outcome"] for row in examples.read(everything)] == ["no_hallucination", "compared", "compared"]
-    assert "no_hallucination 1, compared_after_1 1, compared_after_2 1" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"none of 1 prompts gave a comparison: .*other.jsonl is not written"):
-        hallucinations.main([*flags, "--limit", "1", "--out", str(tmp_path / "other.jsonl")])
-    assert not (tmp_path / "other.jsonl").exists()
-    with pytest.raises(UserError, match="--limit is 0"):
-        hallucinations.main([*flags, "--limit", "0"])

@@ -107,6 +107,9 @@ def test_names_of_models_and_prompts():
     rows = [{"prompt": "one"}, {"messages": [{"role": "user", "content": "two"}]},
             {"prompt": "three", "kind": "harmful"}, {"prompt": "four", "held_out": False}]  # fmt: skip
     assert measures.asked_once(rows) == ["one", "two"]
+    for wrong in ("hi", ["x"], [{"role": "user"}]):
+        with pytest.raises(UserError, match="row 1 of the prompts is no single message"):
+            measures.asked_once([{"messages": wrong}])
     with pytest.raises(UserError, match="row 1 of the prompts is no single message"):
         measures.asked_once([{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}])
 
@@ -191,6 +194,9 @@ def test_the_job_measures_writes_and_goes_on(home, small, monkeypatch):
     one = ["--weights", home / "base" / "export", "--out", out, "--measures", "safety", "--limit", 1]
     other = here("align.measure", *one, cache=home)
     assert other.returncode == 2 and "measures of other models" in other.stderr
+    paths = [str(home / name / "export") for name in ("tuned", "base")]  # differences are from the first model
+    turned = here("align.measure", "--weights", paths[0], "--weights", paths[1], "--out", out, *safe, cache=home)
+    assert turned.returncode == 2 and "in another order" in turned.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,6 +205,7 @@ def test_the_job_measures_writes_and_goes_on(home, small, monkeypatch):
         (["--measures", "safety,beauty"], "there is no measure 'beauty'"),
         (["--measures", "preference"], "give two --weights and --judge"),
         (["--limit", 0], "--limit is 0"),
+        (["--measures", "safety", "--judge", "x"], "--judge is for preference, which --measures leaves out"),
         (["--continuations", 0], "--continuations 0"),
     ],
 )
@@ -214,6 +221,14 @@ def test_a_model_without_a_template_is_told_what_it_cannot(home, tmp_path):
     weights.save(tmp_path / "plain", loaded.config, loaded.params, tokenizer.from_bytes())
     with pytest.raises(UserError, match="has no chat template, which safety needs"):
         measure.main(["--weights", str(tmp_path / "plain"), "--out", str(tmp_path / "out"), "--measures", "safety"])
+
+
+def test_what_is_missing_is_said_before_anything_is_asked(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "asker", lambda one: pytest.fail("asked"))
+    base, tuned = (str(home / name / "export") for name in ("base", "tuned"))
+    for more in (["--weights", str(tmp_path / "none")], ["--weights", tuned, "--judge", str(tmp_path / "none")]):
+        with pytest.raises(UserError, match="none"):
+            measure.main(["--weights", base, *more, "--out", str(tmp_path / "out")])
 
 
 def test_bars_are_the_means_with_their_intervals():

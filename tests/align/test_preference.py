@@ -30,7 +30,7 @@ def test_prompts_are_filtered_and_each_is_counted_once():
     long = "How do I bake a loaf of bread?"
     common = ["What can you do for me?", "what can you do for me", "What can you do for me!"]
     personal = ["Write to jo.smith@example.org about the rent", "Please call +44 (0)20 7946 0018 for me"]
-    numbers = "What happened in 1789 and 1848, in 3 lines?"
+    numbers = "What happened in 1789 and 1848, in 1914 - 1918, and on 2024-02-29?"
     twice = ["Why is the sky blue?", "why is  the sky blue"]
     kept, left = preference.kept([long, "Hello, ChatGPT!", *common, *personal, numbers, *twice, "?"])
     assert kept == [long, numbers, twice[0]]
@@ -67,6 +67,13 @@ def test_a_judge_of_places_wins_nothing_in_both_orders():
     assert len(verdicts) == 1200 and found.win_rate.mean == 0.5 and found.win_rate.clusters == 600
     assert found.first.mean == 1 and found.agree.mean == 0
     assert found.win_rate.standard_error == 0  # each prompt has one win in its two verdicts
+
+
+def test_orders_agree_where_somebody_was_asked():
+    """A judge of places on one pair that is equal and two that are not: it agrees with itself nowhere."""
+    judge = lambda some: [preference.Verdict(preference.FIRST) for _ in some]  # noqa: E731
+    found = preference.win_rate(preference.judged("abc", ["x", "y", "z"], ["x", "1", "2"], judge, both_orders=True))
+    assert found.agree.mean == 0 and found.agree.items == 2
 
 
 def test_equal_responses_are_a_tie_that_nobody_is_asked_about():
@@ -118,10 +125,12 @@ SHOWN = [preference.Shown("Which one?", "left", "right"), preference.Shown("Whic
 
 
 def test_letters_are_compared_and_what_does_not_fit_is_not_read():
-    said = [Chosen(logprobs, (False, False), (1, 1)) for logprobs in ((-1.0, -2.0), (-3.0, -3.0), (-3.0, -1.0))]
+    nan = float("nan")
+    every = ((-1.0, -2.0), (-3.0, -3.0), (-3.0, -1.0), (nan, -1.0))
+    said = [Chosen(logprobs, (False, False), (1, 1)) for logprobs in every]
     outputs = [said[0], TooLong(99, 10), *said[1:]]
     judge = preference.by_letter(lambda calls: reversed(list(enumerate(outputs[: len(calls)]))))
-    assert [one.answer for one in judge(SHOWN * 2)] == [FIRST, UNREAD, TIE, SECOND]
+    assert [one.answer for one in judge([*SHOWN * 2, SHOWN[0]])] == [FIRST, UNREAD, TIE, SECOND, UNREAD]
 
 
 def test_what_is_written_counts_only_if_it_is_a_letter():

@@ -1,7 +1,7 @@
 """What configs/align_refusals.py is trained on: a model's own answers, and made refusals, of the training twins.
 
-    python -m tests.bench.refusals demonstrations --weights smollm2-135m-instruct --out DIR/own.jsonl
-    python -m tests.bench.refusals comparisons --weights smollm2-135m-instruct --out DIR/ranked.jsonl
+    python -m tests.bench.refusals demonstrations --weights smollm2-135m-instruct --out own.jsonl
+    python -m tests.bench.refusals comparisons --weights smollm2-135m-instruct --out ranked.jsonl
     python -m gpt4jax.align --config configs/align_refusals.py --workdir DIR
     python -m gpt4jax.align.measure --measures safety --weights smollm2-135m-instruct --weights DIR/dpo/export --out OUT
 

@@ -65,6 +65,12 @@ def test_a_paired_difference_is_that_of_items():
     assert paired.standard_error < apart / 2
 
 
+def test_values_that_are_all_the_same_say_nothing_of_the_error_of_a_difference():
+    found = stats.difference([0, 0, 1], [0, 0, 1])
+    assert found.mean == 0 and found.as_dict()["low"] is None and found.as_dict()["high"] is None
+    assert stats.bounded(stats.difference([0.5, 1], [0.25, 0.75])).as_dict()["low"] == 0
+
+
 def test_groups_count_once_whatever_their_size():
     groups = [stats.mean([1.0, 0, 0, 0]), stats.mean([1.0] * 9 + [0.0] * 1)]
     found = stats.macro(groups)
