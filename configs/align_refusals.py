@@ -31,7 +31,7 @@ def get_config():
         lora_rank=8, init_from="smollm2-135m-instruct",
     )  # fmt: skip
     c.dpo.update(
-        num_steps=90, batch_size=6, learning_rate=2e-4, warmup_steps=5, data="jsonl:ranked.jsonl", log_every_steps=5,
+        num_steps=240, batch_size=6, learning_rate=2e-4, warmup_steps=5, data="jsonl:ranked.jsonl", log_every_steps=5,
         lora_rank=8,
     )  # fmt: skip
     return c

@@ -13,7 +13,7 @@ from gpt4jax.align.answers import Answers
 from gpt4jax.align.form import Form
 from gpt4jax.errors import UserError
 from gpt4jax.model import parameters
-from tests.conftest import LLAMA, perturbed
+from tests.conftest import LLAMA, apply, perturbed
 
 CONFIG = model.Config(**LLAMA, init_std=0.3)
 PROMPTS, ANSWERS = [[5, 6, 7], [9], [3, 4]], [[1, 2], [8, 8, 8, 2], [2]]
@@ -41,10 +41,11 @@ def test_log_probs_scores_and_values_are_those_of_each_answer_alone(params):
     log_p = np.asarray(answers.log_probs(CONFIG, params, some, x_btd, ROOM, temperature=0.7))
     scores, values = answers.scores(head, some, x_btd), np.asarray(answers.values(head, some, x_btd, ROOM))
     mask = np.asarray(answers.mask(some, ROOM))
+    logits_btv = np.asarray(apply(CONFIG, params, some.tokens_bt), np.float64) / 0.7  # padding stands behind it all
+    log_p_btv = logits_btv - np.logaddexp.reduce(logits_btv, axis=-1, keepdims=True)
+    plain_btd = np.asarray(model.features(CONFIG, params, some.tokens_bt)[0], np.float64)
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        alone = jnp.array([prompt + answer])
-        log_p_tv = jax.nn.log_softmax(model.apply(CONFIG, params, alone)[0] / 0.7)
-        x_td = np.asarray(model.features(CONFIG, params, alone)[0][0])
+        log_p_tv, x_td = log_p_btv[row], plain_btd[row, : len(prompt) + len(answer)]
         first = len(prompt) - 1
         wanted = [float(log_p_tv[first + t, token]) for t, token in enumerate(answer)]
         np.testing.assert_allclose(log_p[row], wanted + [0] * (ROOM - len(answer)), rtol=1e-4, atol=1e-5)

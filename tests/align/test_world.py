@@ -9,6 +9,7 @@ import pytest
 
 from gpt4jax import model
 from gpt4jax.align import world
+from tests.conftest import apply
 
 CONFIG = model.Config(
     vocab_size=7, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=32, max_seq_len=8,
@@ -50,7 +51,8 @@ def test_a_policys_table_is_that_of_each_answer_read_alone(reference):
     for i in [0, 3, 40, 300, 1600, *rng.choice(9331, 10)]:
         answer = [int(y) for y in every.letter_yt[i] if y >= 0]
         told = answer + ([END] if every.ended_y[i] else [])
-        log_p_tv = jax.nn.log_softmax(model.apply(CONFIG, params, np.array([[END, 1, 4, *answer]]))[0])
+        row = [END, 1, 4, *answer, *[0] * (world.LONGEST - len(answer))]  # of one length, for one program
+        log_p_tv = jax.nn.log_softmax(apply(CONFIG, params, np.array([row]))[0])
         by_tokens = sum(float(log_p_tv[2 + t, y]) for t, y in enumerate(told))
         assert reference.log_p_xy[world.PROMPTS.index("be"), i] == pytest.approx(by_tokens, abs=1e-4)
 
