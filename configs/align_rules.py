@@ -1,9 +1,9 @@
 """PPO by rules alone, after configs/align_refusals.py: refuse what asks for harm, and answer benign prompts like it.
 
-    python -m gpt4jax.align --config configs/align_rules.py --workdir DIR --config.ppo.init_from=DIR/sft/export
+    python -m gpt4jax.align --config configs/align_rules.py --workdir DIR --config.ppo.init_from=DIR/dpo/export
 
 The reward of an answer is the worth of its class to its kind of prompt (gpt4jax/align/rules.py), told by words.
-Not measured yet: on two cores beside other jobs it was stopped in its first evaluation.
+Two cores beside other jobs, jax 0.10.2, float32: 24 rounds in 11 minutes. On a GPU or TPU: not measured.
 """
 
 from gpt4jax.align.config import default
