@@ -89,7 +89,7 @@ def _rows(task: Mapping[str, Any]) -> list[tuple[object, ...]]:
 
 
 def _least(apart: Mapping[str, Any] | None) -> str:
-    known = apart is not None and apart["standard_error"] is not None
+    known = apart is not None and apart["standard_error"]  # none, or 0 where all items differ by the same
     return f"{100 * stats.detectable(apart['standard_error']):.1f}" if apart is not None and known else ""
 
 

@@ -71,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
             if one.clusters == 1:
                 print(f"{name}: {metric} {one.mean:+.4f} over {one.items} items of one cluster: no interval")
                 continue
+            if not one.standard_error:
+                print(f"{name}: {metric} {one.mean:+.4f} on each of {one.items} items: no interval")
+                continue
             interval = f"95% {one.low:+.4f} to {one.high:+.4f}; standard error {one.standard_error:.4f}"
             least = stats.detectable(one.standard_error)
             print(f"{name}: {metric} {one.mean:+.4f} ({interval}) over {one.items} items; {least:.4f} would show")

@@ -120,5 +120,7 @@ def test_two_runs_are_compared_item_by_item(tmp_path, capsys):
     assert (found.mean, found.standard_error) == pytest.approx((expected.mean, expected.standard_error))
     assert compare.main([str(tmp_path / "ours"), str(tmp_path / "theirs")]) == 0
     assert f"sums: accuracy {expected.mean:+.4f} (95% " in capsys.readouterr().out
+    assert compare.main([str(tmp_path / "ours"), str(tmp_path / "ours")]) == 0
+    assert "sums: accuracy +0.0000 on each of 29 items: no interval" in capsys.readouterr().out
     with pytest.raises(UserError, match="no finished evaluation"):
         compare.main([str(tmp_path), str(tmp_path / "theirs")])
