@@ -47,12 +47,12 @@ def of_export(folder: str, rows: int = 8, room: int = 0) -> Score:
                     answer = encoder.answer(row, response)
                     encoded[i] = encoder.fits(encoder.prompt(row), len(answer)), answer
         found = np.full(len(pairs), np.nan)
-        longest = max((len(tokens) + len(answer) for tokens, answer in encoded.values()), default=1)
-        length = min(-(-longest // 64) * 64, config.max_seq_len)
-        order = list(encoded)
+        lengths = {i: len(tokens) + len(answer) for i, (tokens, answer) in encoded.items()}
+        order = sorted(lengths, key=lambda i: lengths[i])  # rows that are read together are about as long
         for start in range(0, len(order), rows):
             some = order[start : start + rows]
             filled = some + [some[-1]] * (rows - len(some))
+            length = min(-(-lengths[some[-1]] // 64) * 64, config.max_seq_len)
             each = [examples.answer_row(encoded[i][0], [encoded[i][1]], 1, length) for i in filled]
             arrays = (
                 jnp.asarray(np.concatenate([row[name] for row in each])) for name in ("tokens", "start", "length")

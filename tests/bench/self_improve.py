@@ -91,7 +91,7 @@ class Trial:
             if form == "few_shot_cot":
                 sound = [arithmetic.verify(one, vote.paths[0]) for one, vote in zip(self.held_out, voted, strict=True)]
                 told("greedy, few_shot_cot, and all its equations true", stats.mean([all(one) for one in sound]))
-        drawn = Sampling(self.flags.paths, max_tokens=MAX_TOKENS, seed=self.seed + 1000)
+        drawn = Sampling(self.flags.paths, self.flags.temperature, max_tokens=MAX_TOKENS, seed=self.seed + 1000)
         voted = self_improve.ask(engine, questions, self.exemplars, drawn)
         for name, estimate in self_improve.measure(voted, golds).items():
             told(f"{name} of {self.flags.paths} paths at T={drawn.temperature}", estimate)
@@ -108,7 +108,7 @@ class Trial:
         """The paths that a model draws for the questions without answers; those that are there already are read."""
         kept = model.parent / "paths.jsonl"
         if not kept.is_file():
-            temperature = self_improve.TUNED_TEMPERATURE if number else self_improve.TEMPERATURE
+            temperature = self_improve.TUNED_TEMPERATURE if number else self.flags.temperature
             drawn = Sampling(self.flags.paths, temperature, max_tokens=MAX_TOKENS, seed=self.seed + number)
             voted = self_improve.ask(serve(model, self.flags.rows), self.unanswered, self.exemplars, drawn)
             files.replace(kept, "".join(json.dumps(one.paths) + "\n" for one in voted))
@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=1000, help="sums that are not")
     parser.add_argument("--held_out", type=int, default=300, help="sums that models are compared on")
     parser.add_argument("--paths", type=int, default=self_improve.PATHS)
+    parser.add_argument("--temperature", type=float, default=self_improve.TEMPERATURE, help="of the first round's")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(
         "--least_confidence", type=float, nargs="+", default=[0.0, 0.6], help="of questions to learn from"
