@@ -122,9 +122,9 @@ def test_alignment(monkeypatch):
     smaller = {"shorter = []": f"shorter = {fewer}", "PAIRS = 4": "PAIRS = 1", "prompt, 40": "prompt, 4"}
     text, pictures = execute("alignment", smaller, monkeypatch)
     assert len(re.findall(r"^demonstration [a-f]{2} -> ", text, re.M)) == 4
-    assert text.count("Gold gained") == 2 and pictures == 3
+    assert text.count("Gold gained") == 2 and pictures == 2
     assert len(re.findall(r"^(?:sft|ppo): be -> ", text, re.M)) == 2
     before, after = map(float, re.search(r"order: (\d+)% by length, (\d+)% with rules", text).groups())
-    assert before < 90 < after
+    assert before < 50 and after > 80
     assert len(re.findall(r"^(?:refuses|answers) ", text, re.M)) == 2
     assert "which are [Calculator(17+26) -> 43] now." in text
