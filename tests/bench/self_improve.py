@@ -106,9 +106,9 @@ class Trial:
 
     def draw(self, model: pathlib.Path, number: int) -> list[Voted]:
         """The paths that a model draws for the questions without answers; those that are there already are read."""
-        kept = model.parent / "paths.jsonl"
+        temperature = self_improve.TUNED_TEMPERATURE if number else self.flags.temperature
+        kept = model.parent / f"paths-{self.flags.paths}-{temperature}.jsonl"
         if not kept.is_file():
-            temperature = self_improve.TUNED_TEMPERATURE if number else self.flags.temperature
             drawn = Sampling(self.flags.paths, temperature, max_tokens=MAX_TOKENS, seed=self.seed + number)
             voted = self_improve.ask(serve(model, self.flags.rows), self.unanswered, self.exemplars, drawn)
             files.replace(kept, "".join(json.dumps(one.paths) + "\n" for one in voted))
