@@ -39,7 +39,9 @@ def train(folder: pathlib.Path, data: list[Demonstration], **options: object) ->
     """A run on demonstrations, prompts and responses alike, with its data beside it."""
     lines = [json.dumps({**one, "text": one["prompt"] + one["response"]}) for one in data]
     files.replace(folder / "data.jsonl", "\n".join(lines) + "\n")
-    overrides = SHAPE | {"data.dataset": f"jsonl:{folder / 'data.jsonl'}"} | options
+    warmup = min(100, int(str(options["num_steps"])) // 4)  # a short tuning has a short one
+    data_of = {"data.dataset": f"jsonl:{folder / 'data.jsonl'}", "optimizer.warmup_steps": warmup}
+    overrides = SHAPE | data_of | options
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     done = runs.run(
         "train", "--config", runs.ROOT / "configs" / "quickstart.py", "--workdir", folder / "run", *flags,
