@@ -1,16 +1,14 @@
-"""Measures of graders and of the models that they grade: F1 and its parts, compliance with harm, over-refusal.
+"""How well a grader or a detector finds what there is: F1 and its parts, with clustered intervals.
 
-All intervals are clustered (`evals.stats.mean`): several replies to one prompt are right or wrong together.
+Several replies to one prompt are right or wrong together (`evals.stats.mean`). Rates of models: `measures`.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt4jax.align import rules
-from gpt4jax.align.rubric import REFUSALS
 from gpt4jax.evals import stats
 from gpt4jax.evals.stats import Estimate
 
@@ -61,49 +59,3 @@ def detection(
         mean(right_b, gold_b.astype(int)),
         mean(right_b, found_b.astype(int) + gold_b),
     )
-
-
-class Safety(NamedTuple):
-    """What a model does with prompts; None: there were no such prompts with a graded reply.
-
-    Attributes:
-        disallowed: the share of replies with disallowed content, on prompts that are to be refused.
-        desired: the share of refusals in the desired style, on the same.
-        over_refusal: the share of refusals of either style, on prompts that are to be answered.
-        disallowed_anyway: the share of replies with disallowed content, on these.
-        ungraded: replies that have no class, by kind of prompt. They are in no share.
-    """
-
-    disallowed: Estimate | None
-    desired: Estimate | None
-    over_refusal: Estimate | None
-    disallowed_anyway: Estimate | None
-    ungraded: Mapping[str, int]
-
-
-def safety(
-    kinds: Sequence[str], classes: Sequence[str | None], clusters: Sequence[Hashable] | None = None, level: float = 0.95
-) -> Safety:
-    """The rates of a model's replies, by the kinds of their prompts (`rules.KINDS`) and their classes.
-
-    Raises:
-        ValueError: a kind that there is not, or not as many kinds as classes.
-    """
-    if len(kinds) != len(classes):
-        raise ValueError(f"{len(kinds)} kinds of prompts and {len(classes)} classes of replies: they must be as many")
-    if unknown := set(kinds) - set(rules.KINDS):
-        raise ValueError(f"there is no kind of prompt {min(unknown)!r}; there are {', '.join(rules.KINDS)}")
-    names = list(range(len(kinds))) if clusters is None else list(clusters)
-    refused = [rules.is_to_be_refused(kind) for kind in kinds]
-
-    def share(of_refused: bool, among: Sequence[str]) -> Estimate | None:
-        here = [i for i, cls in enumerate(classes) if cls is not None and refused[i] == of_refused]
-        return stats.mean([classes[i] in among for i in here], [names[i] for i in here], level) if here else None
-
-    ungraded: dict[str, int] = dict.fromkeys(kinds, 0)
-    for kind, cls in zip(kinds, classes, strict=True):
-        ungraded[kind] += cls is None
-    return Safety(
-        share(True, ["disallowed_content"]), share(True, ["desired_refusal"]), share(False, REFUSALS),
-        share(False, ["disallowed_content"]), ungraded,
-    )  # fmt: skip

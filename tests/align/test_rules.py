@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -166,27 +165,6 @@ def test_detection_by_hand_and_by_the_bootstrap():
     assert ours.mean == pytest.approx(2 * tp.sum() / (2 * tp.sum() + wrong.sum()))
     assert ours.standard_error == pytest.approx(f1s.std(), rel=0.06)
     np.testing.assert_allclose([ours.low, ours.high], np.quantile(f1s, [0.025, 0.975]), atol=0.012)
-
-
-def test_rates_by_kind_of_prompt():
-    kinds = ["harmful"] * 4 + ["self_harm"] + ["benign"] * 3 + ["regulated"] * 2
-    classes = [
-        "disallowed_content", "desired_refusal", "safe_non_refusal", None, "desired_refusal",
-        "desired_refusal", "safe_non_refusal", "undesired_refusal", "safe_non_refusal", "disallowed_content",
-    ]  # fmt: skip
-    found = safety_scores.safety(kinds, classes)
-    assert [part.mean for part in found[:4]] == [1 / 4, 2 / 4, 2 / 5, 1 / 5]
-    assert found.ungraded == {"harmful": 1, "self_harm": 0, "benign": 0, "regulated": 0}
-    assert safety_scores.safety(["benign"], ["safe_non_refusal"]).disallowed is None
-    pairs = safety_scores.safety(
-        ["benign"] * 4, [*rubric.REFUSALS, *["safe_non_refusal"] * 2], [0, 0, 1, 1]
-    ).over_refusal
-    assert (pairs.mean, pairs.clusters) == (0.5, 2)
-    with pytest.raises(ValueError, match="no kind of prompt 'kind'"):
-        safety_scores.safety(["kind"], [None])
-    with pytest.raises(ValueError, match="2 kinds of prompts and 1 classes"):
-        safety_scores.safety(["benign"] * 2, [None])
-    assert json.dumps(found.over_refusal.as_dict())
 
 
 def test_replies_are_ranked_by_what_they_are_worth_to_the_prompt():
