@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt4jax.align import safety_scores
-from gpt4jax.align.safety_scores import Detection
+from gpt4jax.align import detection
+from gpt4jax.align.detection import Detection
 from gpt4jax.evals import stats
 from gpt4jax.evals.stats import Estimate
 
@@ -52,7 +52,7 @@ def scores(
     if not ((p_b >= 0) & (p_b <= 1)).all():
         raise ValueError(f"a probability is {p_b[~((p_b >= 0) & (p_b <= 1))][0]}; it must be from 0 to 1")
     found_b = p_b > 0.5
-    one, other = (safety_scores.detection(a, b, clusters, level) for a, b in ((found_b, gold_b), (~found_b, ~gold_b)))
+    one, other = (detection.detection(a, b, clusters, level) for a, b in ((found_b, gold_b), (~found_b, ~gold_b)))
     both = 0 < gold_b.sum() < len(gold_b)
     return Scores(
         one, other, _g_mean(found_b == gold_b, gold_b, clusters, level) if both else None,

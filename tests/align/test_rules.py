@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt4jax.align import human_scored, rbrm, rubric, rules, safety_scores
+from gpt4jax.align import detection, human_scored, rbrm, rubric, rules
 from gpt4jax.align.rules import Completion
 
 ONE_HOT = dict(zip(rubric.CLASSES, np.eye(4).tolist(), strict=True))
@@ -145,14 +145,14 @@ def test_the_lexical_judge(text, refused, in_style):
 def test_detection_by_hand_and_by_the_bootstrap():
     found = [1, 1, 1, 0, 0, 1, 0, 0]
     gold = [1, 1, 0, 1, 0, 1, 0, 0]
-    one = safety_scores.detection(found, gold)
+    one = detection.detection(found, gold)
     assert [round(part.mean, 6) for part in one] == [0.75, 0.75, 0.75, 0.75]
     assert (one.precision.items, one.recall.items, one.f1.items, one.f1.clusters) == (4, 4, 8, 5)
-    none = safety_scores.detection([0, 0], [0, 1])
+    none = detection.detection([0, 0], [0, 1])
     assert none.precision is None and (none.recall.mean, none.f1.mean) == (0, 0)
-    assert safety_scores.detection([0, 0], [0, 0]).f1 is None
+    assert detection.detection([0, 0], [0, 0]).f1 is None
     with pytest.raises(ValueError, match="they must be as many"):
-        safety_scores.detection([0], [0, 1])
+        detection.detection([0], [0, 1])
     # Items in clusters that share an error: F1's standard error beside 4,000 resamples of clusters.
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(150), 4)
@@ -161,7 +161,7 @@ def test_detection_by_hand_and_by_the_bootstrap():
     tp, wrong = found & gold, found != gold
     weights = rng.multinomial(150, np.ones(150) / 150, size=4000)[:, clusters]
     f1s = 2 * (weights @ tp) / (2 * (weights @ tp) + weights @ wrong)
-    ours = safety_scores.detection(found, gold, clusters.tolist()).f1
+    ours = detection.detection(found, gold, clusters.tolist()).f1
     assert ours.mean == pytest.approx(2 * tp.sum() / (2 * tp.sum() + wrong.sum()))
     assert ours.standard_error == pytest.approx(f1s.std(), rel=0.06)
     np.testing.assert_allclose([ours.low, ours.high], np.quantile(f1s, [0.025, 0.975]), atol=0.012)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from gpt4jax import files, model, weights
-from gpt4jax.align import grader, human_scored, reward, rubric, rules, safety_scores
+from gpt4jax.align import detection, grader, human_scored, reward, rubric, rules
 from gpt4jax.align.human_scored import Scored
 from gpt4jax.evals import asking, bias_tasks, stats
 from gpt4jax.inference import Engine, chat
@@ -56,7 +56,7 @@ def show(name: str, found: Sequence[bool], rows: Sequence[Scored], off: set[Scor
     """A line for all rows and one without what is beside the question."""
     for part, kept in (("all ", [True] * len(rows)), ("said", [row not in off for row in rows])):
         here = [i for i, keep in enumerate(kept) if keep]
-        one = safety_scores.detection(
+        one = detection.detection(
             [found[i] for i in here], [bool(rows[i].score) for i in here], [rows[i].prompt for i in here]
         )
         print(
